@@ -1,0 +1,59 @@
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+# Without the times of day that `jupyter execute` writes into every cell: they would be in every diff.
+define RUN_LESSON
+import sys, nbclient, nbformat
+path = sys.argv[1]
+lesson = nbformat.read(path, 4)
+nbclient.NotebookClient(lesson, record_timing=False, resources={"metadata": {"path": "nbs"}}).execute()
+nbformat.write(lesson, path)
+endef
+export RUN_LESSON
+
+.PHONY: help demo test lint nbs bench clean
+
+help:
+	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
+	@echo 'make test    run the tests (ARGS="-k name" to choose)'
+	@echo 'make lint    check style, format and types'
+	@echo 'make nbs     run the lessons in nbs/ and keep their outputs'
+	@echo 'make bench   measure the loop beside a hand-written one'
+	@echo 'make clean   remove what the other targets made'
+
+demo: $(VENV)/installed
+	$(BIN)/python -m learnloop demo
+
+test: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+
+lint: $(VENV)/installed-lint
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+nbs: $(VENV)/installed-nbs
+	@for lesson in nbs/*.ipynb; do echo $$lesson; $(BIN)/python -c "$$RUN_LESSON" $$lesson || exit 1; done
+
+bench: $(VENV)/installed-bench
+	$(BIN)/python benchmarks/overhead.py
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
+	find learnloop tests benchmarks nbs -name __pycache__ -prune -exec rm -rf {} + 2>/dev/null || true
+
+# One empty file per set of extras: installed again only when what it depends on is newer.
+$(VENV)/installed: pyproject.toml constraints.txt | $(VENV)/created
+	@echo 'installing into $(VENV): the first time takes some minutes'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e .
+	@touch $@
+
+$(VENV)/installed-%: pyproject.toml constraints.txt | $(VENV)/created
+	@echo 'installing into $(VENV): the first time takes some minutes'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$*]'
+	@touch $@
+
+$(VENV)/created:  # not $(BIN)/python: that exists also where making the environment was broken off
+	$(PYTHON) -m venv --clear $(VENV)
+	@touch $@

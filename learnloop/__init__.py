@@ -1,0 +1,51 @@
+"""A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
+
+from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.progress import ProgressCallback
+from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
+from learnloop.data import datasets
+from learnloop.data.loaders import DataLoaders, TensorLoader
+from learnloop.learner import Learner, before_batch_cb, defaults
+from learnloop.loop.callback import Callback
+from learnloop.loop.cancel import (
+    CancelBackwardException,
+    CancelBatchException,
+    CancelEpochException,
+    CancelException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidException,
+)
+from learnloop.loop.events import event
+from learnloop.loop.ordering import OrderingError
+from learnloop.metrics import (
+    AvgLoss,
+    AvgMetric,
+    AvgSmoothLoss,
+    Metric,
+    ValueMetric,
+    accuracy,
+    error_rate,
+    mk_metric,
+)
+from learnloop.optim.algorithms import SGD, Adam
+from learnloop.optim.groups import norm_bias_params, params, trainable_params
+from learnloop.optim.optimizer import Optimizer, OptimWrapper
+from learnloop.optim.schedules import (
+    SchedCos,
+    SchedExp,
+    SchedLin,
+    SchedNo,
+    SchedPoly,
+    annealer,
+    combine_scheds,
+    combined_cos,
+    sched_cos,
+    sched_exp,
+    sched_lin,
+    sched_no,
+)
+
+__all__ = sorted(name for name in dir() if not name.startswith("_") and name not in {"callbacks", "data", "learner", "loop", "metrics", "optim", "plots"})

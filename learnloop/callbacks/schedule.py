@@ -1,0 +1,75 @@
+"""Hyper-parameters over the course of a training."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from learnloop.loop.callback import Callback
+from learnloop.loop.cancel import CancelEpochException
+
+
+class ParamScheduler(Callback):
+    """Sets hypers before each training batch: `ParamScheduler({"lr": SchedCos(1e-2, 0)})`.
+
+    A schedule is a function of `pct_train`, from 0 to 1; it may return one value per group. What was set is in
+    `recorder.hps`. Cost per batch: the schedules themselves and one `set_hyper` each.
+    """
+
+    order, run_valid = 60, False
+    _stateattrs = ("hps",)
+
+    def __init__(self, scheds: Mapping[str, Callable[[float], Any]]):
+        if not isinstance(scheds, Mapping) or not all(callable(f) for f in scheds.values()):
+            raise TypeError(f"`scheds={scheds!r}`: pass a dict from hyper to schedule, like {{'lr': SchedCos(1e-2, 0)}}.")
+        self.scheds = scheds
+
+    def before_fit(self) -> None:
+        """Refuses a schedule that can never act: of an unknown hyper, or over an unknown length."""
+        self.hps: dict[str, list[float]] = {name: [] for name in self.scheds}
+        learn = self.learn
+        if learn.n_step is None and learn.dls is not None and _has_no_length(learn._loader(0)):
+            raise ValueError(
+                "a schedule needs to know how long the training is, and the training loader has no length. "
+                "Say how many updates to make: `fit(n_step=…)`."
+            )
+
+    def before_batch(self) -> None:
+        learn = self.learn
+        pct = learn.pct_train
+        for name, schedule in self.scheds.items():
+            learn.opt.set_hyper(name, schedule(pct))
+
+    def after_batch(self) -> None:
+        hyper = self.learn.opt.hypers[-1]
+        for name, values in self.hps.items():
+            values.append(hyper[name])
+
+    def after_fit(self) -> None:
+        self._publish()
+
+    def cleanup_fit(self) -> None:
+        self._publish()  # after an error too: what was recorded stays to be looked at
+
+    def _publish(self) -> None:
+        recorder = self.learn.__dict__.get("recorder")
+        if recorder is not None and "hps" in vars(self):
+            recorder.hps.update(self.hps)
+
+
+def _has_no_length(dl: Any) -> bool:
+    try:
+        return len(dl) is None
+    except (TypeError, NotImplementedError):
+        return True
+
+
+class SkipToEpoch(Callback):
+    """Cancels every epoch before `epoch`; `fit(start_epoch=…)` does the same without their events."""
+
+    order = 70
+
+    def __init__(self, epoch: int):
+        self._skip_to = epoch
+
+    def before_epoch(self) -> None:
+        if self.epoch < self._skip_to:
+            raise CancelEpochException

@@ -1,0 +1,1 @@
+"""Batches, loaders and datasets; imports nothing from `loop` or `callbacks`."""

@@ -1,0 +1,244 @@
+"""The data's randomness: a function of (seed, epoch, position), apart from the model's, which is the global stream.
+
+An epoch's order comes from its own key, and a batch is read and collated with the generators of torch, numpy and python
+set from its key and put back after. So the stream is the same for any number of workers, starts at any position without
+reading, and does not move the generators that dropout and initialisation draw from.
+"""
+
+import random
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+_64_BITS = (1 << 64) - 1
+
+
+class Key(NamedTuple):
+    """Names one pass over a loader. `seed` is drawn once per fit; `epoch` counts passes."""
+
+    seed: int
+    epoch: int
+
+    def number(self, *position: int) -> int:
+        """63 bits for the whole pass, or for one position in it."""
+        return mix(self.seed, self.epoch, *position)
+
+
+def mix(*numbers: int) -> int:
+    """63 well mixed bits from integers (the finalizer of SplitMix64: Steele, Lea, Flood 2014)."""
+    z = 0
+    for number in numbers:
+        z = (z + (number & _64_BITS) + 0x9E3779B97F4A7C15) & _64_BITS
+        z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _64_BITS
+        z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _64_BITS
+        z ^= z >> 31
+    return z >> 1
+
+
+def draw_seed() -> int:
+    """A seed from the global generator of torch, which it moves by one draw."""
+    return int(torch.empty((), dtype=torch.int64).random_())
+
+
+# The global generators
+
+
+def random_states() -> dict[str, Any]:
+    """The states of the global generators of python, numpy, torch and CUDA."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state(legacy=False),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [],
+    }
+
+
+def set_random_states(states: dict[str, Any]) -> None:
+    """Puts back what `random_states` returned."""
+    random.setstate(states["python"])
+    np.random.set_state(states["numpy"])
+    torch.set_rng_state(states["torch"])
+    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(state, device)
+
+
+@contextmanager
+def preserved_randomness() -> Iterator[None]:
+    """Whatever draws random numbers inside leaves the global generators as they were."""
+    states = random_states()
+    try:
+        yield
+    finally:
+        set_random_states(states)
+
+
+class _Seeded:
+    """The three host generators set from a number, then put back: cheaper than `preserved_randomness`, without CUDA."""
+
+    def __init__(self) -> None:
+        self.bits = np.random.MT19937()
+        self.numpy = np.random.RandomState(self.bits)
+
+    def __call__(self, number: int) -> "_Seeded":
+        self.number = number
+        return self
+
+    def __enter__(self) -> None:
+        self.torch_state = torch.default_generator.get_state()
+        self.python_state = random.getstate()
+        self.numpy_bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        self.numpy.seed(self.number & 0xFFFFFFFF)
+        np.random.set_bit_generator(self.bits)  # type: ignore[attr-defined]
+        torch.default_generator.manual_seed(self.number)
+        random.seed(self.number)
+
+    def __exit__(self, *exc: object) -> None:
+        np.random.set_bit_generator(self.numpy_bits)  # type: ignore[attr-defined]
+        torch.default_generator.set_state(self.torch_state)
+        random.setstate(self.python_state)
+
+
+# Passes over loaders
+
+
+def batches(dl: Any, key: Key, start: int = 0) -> Iterator[Any]:
+    """One pass over any loader from batch `start` on.
+
+    Ours (they have `keyed_batches`) and plain map-style torch loaders follow the key and read nothing before `start`.
+    A list is indexed. Anything else draws its randomness as it likes and is read again up to `start`.
+    """
+    if hasattr(dl, "keyed_batches"):
+        return dl.keyed_batches(key, start)
+    if is_plain(dl):
+        return _plain_batches(dl, key, start)
+    if isinstance(dl, Sequence):
+        return iter(dl if start == 0 else dl[start:])
+    return islice(iter(dl), start, None) if start else iter(dl)
+
+
+def starts_anywhere(dl: Any) -> bool:
+    """Whether a pass over `dl` can start at any batch without reading those before it."""
+    return hasattr(dl, "keyed_batches") or is_plain(dl) or isinstance(dl, Sequence)
+
+
+def is_plain(dl: Any) -> bool:
+    """A map-style torch loader that iterates as torch's own class does, and so can be rebuilt from its attributes."""
+    return (
+        isinstance(dl, DataLoader)
+        and not isinstance(dl.dataset, IterableDataset)
+        and type(dl).__iter__ is DataLoader.__iter__
+        and type(dl)._get_iterator is DataLoader._get_iterator
+        and length(dl) is not None
+    )
+
+
+def length(dl: Any) -> int | None:
+    """Batches in a loader; None where it does not say."""
+    try:
+        return len(dl)
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _plain_batches(dl: DataLoader, key: Key, start: int) -> Iterator[Any]:
+    order = _KeyedOrder(_order(dl, key), key, start)
+    if not dl.persistent_workers:
+        return iter(_rebuilt(dl, order, key))
+    if dl not in _persistent:
+        _persistent[dl] = (_rebuilt(dl, order, key), order)
+    rebuilt, kept_order = _persistent[dl]
+    vars(kept_order).update(vars(order))
+    return iter(rebuilt)
+
+
+#: Rebuilt loaders whose workers live on, as long as the loader that was handed in.
+_persistent: WeakKeyDictionary[DataLoader, Any] = WeakKeyDictionary()
+
+
+def _order(dl: DataLoader, key: Key) -> list[Any]:
+    """The indices of every batch of a pass, drawn by the loader's own sampler from the pass's key."""
+    sampler = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
+    drawing = [s for s in (sampler, getattr(sampler, "sampler", None)) if s is not None]
+    for s in drawing:
+        if hasattr(s, "set_epoch"):
+            s.set_epoch(key.epoch)
+    generators = [g for s in drawing if isinstance(g := getattr(s, "generator", None), torch.Generator)]
+    states = [g.get_state() for g in generators]
+    try:
+        for g in generators:
+            g.manual_seed(mix(g.initial_seed(), key.epoch))
+        with _Seeded()(key.number()):
+            return list(sampler)
+    finally:
+        for g, state in zip(generators, states, strict=True):
+            g.set_state(state)
+
+
+def _rebuilt(dl: DataLoader, order: "_KeyedOrder", key: Key) -> DataLoader:
+    """The same loader with our order, and with reading and collating inside one seeded scope per batch.
+
+    `batch_size=None` hands each element of `order` to the dataset as it is, so one element is one batch. The private
+    generator keeps `iter()` from drawing the workers' base seed from the global one.
+    """
+    generator = torch.Generator()
+    generator.manual_seed(key.number())
+    workers = {"prefetch_factor": dl.prefetch_factor, "persistent_workers": dl.persistent_workers}
+    return DataLoader(
+        _KeyedDataset(dl.dataset, dl.collate_fn, one_item=dl.batch_sampler is None),
+        batch_size=None,
+        sampler=order,  # type: ignore[arg-type]
+        collate_fn=_as_it_is,
+        num_workers=dl.num_workers,
+        pin_memory=dl.pin_memory,
+        timeout=dl.timeout,
+        worker_init_fn=dl.worker_init_fn,
+        multiprocessing_context=dl.multiprocessing_context,
+        generator=generator,
+        **(workers if dl.num_workers else {}),
+    )
+
+
+class _KeyedOrder:
+    """Yields (number for the generators, indices) for each batch of a pass from `start` on."""
+
+    def __init__(self, order: list[Any], key: Key, start: int):
+        self.order, self.key, self.start = order, key, start
+
+    def __iter__(self) -> Iterator[tuple[int, Any]]:
+        for position in range(self.start, len(self.order)):
+            yield self.key.number(position), self.order[position]
+
+    def __len__(self) -> int:
+        return len(self.order) - self.start
+
+
+class _KeyedDataset:
+    """Reads and collates one whole batch per index, in the main process or in a worker alike."""
+
+    def __init__(self, dataset: Any, collate: Any, one_item: bool):
+        self.dataset, self.collate, self.one_item = dataset, collate, one_item
+        self.seeded: _Seeded | None = None
+
+    def __getitem__(self, numbered: tuple[int, Any]) -> Any:
+        number, indices = numbered
+        self.seeded = self.seeded or _Seeded()
+        with self.seeded(number):
+            return self.collate(self._read(indices))
+
+    def _read(self, indices: Any) -> Any:
+        if self.one_item:
+            return self.dataset[indices]
+        if getattr(self.dataset, "__getitems__", None):  # torch's own way of reading a batch in one call
+            return self.dataset.__getitems__(indices)
+        return [self.dataset[i] for i in indices]
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+

@@ -1,0 +1,401 @@
+"""The Learner: a model, data, a loss and an optimizer together, with everything that one can type on it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from fastcore.basics import noop
+from fastcore.foundation import L
+from torch import nn
+
+from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.progress import ProgressCallback
+from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.schedule import ParamScheduler
+from learnloop.data.batches import to_detach
+from learnloop.data.keyed import draw_seed
+from learnloop.loop.callback import Callback, nearest
+from learnloop.loop.events import LOOP
+from learnloop.loop.fits import FitCall, run_fit
+from learnloop.loop.runs import end_run, run_beside
+from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
+from learnloop.loop.state import capture, check_fits, restore
+from learnloop.loop.training_loop import TrainingLoop
+from learnloop.metrics import Metric, mk_metric
+from learnloop.optim.algorithms import Adam
+from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_params
+from learnloop.optim.optimizer import OptimizerFace, OptimWrapper
+from learnloop.optim.schedules import combined_cos
+
+#: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
+defaults = SimpleNamespace(
+    lr=1e-3, wd=None, moms=(0.95, 0.85, 0.95), callbacks=[TrainEvalCallback, Recorder, ProgressCallback]
+)
+
+
+class Learner(TrainingLoop):
+    """Trains a model on data: `Learner(dls, model, loss_func).fit(3)`.
+
+    Attributes that it does not have itself are read from the model.
+    """
+
+    lr: Any  # default learning rate: a number, a slice or one per group
+    wd: Any  # default weight decay; None: the optimizer's own
+    moms: tuple[float, float, float]  # momentum at the start, the middle and the end of one cycle
+    path: Path  # where files go
+    model_dir: str | Path  # the folder for models, below `path`
+    logger: Callable[[Any], Any]  # gets each row of the recorder
+    create_mbar: bool  # whether a fit shows a bar over its epochs
+
+    def __init__(
+        self,
+        dls: Any,  # DataLoaders, or anything with `train` and `valid`
+        model: Any,  # a torch module, or any function of the inputs
+        loss_func: Callable[..., Any] | None = None,  # (pred, *yb) -> one number; None: the data's or the model's own
+        opt_func: Any = Adam,  # (groups, lr=…) -> optimizer; a class of torch.optim works too
+        lr: Any = defaults.lr,
+        splitter: Callable[[Any], Any] = trainable_params,  # model -> parameters, or lists of them: the groups
+        cbs: Any = None,  # a callback, or several
+        metrics: Any = None,  # functions of (pred, *yb), or Metrics, computed on the validation set
+        path: str | Path | None = None,
+        model_dir: str | Path = "models",
+        wd: float | None = None,
+        wd_bn_bias: bool = False,  # weight decay on biases and normalization layers too
+        train_bn: bool = True,  # normalization layers are trained in frozen groups too
+        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        default_cbs: bool = True,  # TrainEvalCallback, Recorder, ProgressCallback
+    ):
+        super().__init__()
+        _check_parts(dls, model, loss_func)
+        self.dls, self.model, self.opt_func, self.splitter = dls, model, opt_func, splitter
+        self.loss_func = _loss_of(dls) if loss_func is None else loss_func
+        self.lr, self.wd, self.moms, self.wd_bn_bias, self.train_bn = lr, wd, moms, wd_bn_bias, train_bn
+        self.path, self.model_dir = Path(path if path is not None else getattr(dls, "path", ".")), model_dir
+        self.opt, self.logger, self.create_mbar = None, print, True
+        self.metrics = metrics
+        self.add_cbs([*(defaults.callbacks if default_cbs else []), *_listed(cbs)])
+        self("after_create")
+
+    @property
+    def metrics(self) -> L:
+        """The metrics, each a `Metric`; set functions, Metrics or a mixed list."""
+        return self._metrics
+
+    @metrics.setter
+    def metrics(self, metrics: Any) -> None:
+        self._metrics: L = L(mk_metric(m) for m in _listed(metrics))
+
+    @property
+    def smooth_loss(self) -> torch.Tensor:
+        """The smoothed training loss; reading it waits for the device."""
+        recorder = self.__dict__.get("recorder")
+        value = None if recorder is None else recorder.smooth_loss.value
+        if value is None:
+            raise AttributeError("`smooth_loss` is there once a training batch was recorded.")
+        return value
+
+    def __getattr__(self, name: str) -> Any:
+        model = self.__dict__.get("model")
+        if model is not None and not name.startswith("__"):
+            try:
+                return getattr(model, name)
+            except AttributeError:
+                pass
+        raise AttributeError(_Missing(name, self, model), name=name)
+
+    # Training
+
+    def fit(
+        self,
+        n_epoch: int | None = None,  # passes over the training set
+        lr: Any = None,  # None: the learner's
+        wd: float | None = None,  # None: the learner's, or the optimizer's own
+        cbs: Any = None,  # callbacks for this fit only
+        reset_opt: bool = False,  # a new optimizer
+        start_epoch: int = 0,  # the first epoch to run, where earlier ones are done
+        *,
+        n_step: int | None = None,  # updates to make, instead of `n_epoch`
+        valid_every: int | None = None,  # updates from one validation to the next; None: one at the end
+    ) -> None:
+        """Trains for `n_epoch` epochs, or for `n_step` updates with a validation every `valid_every` of them.
+
+        Ctrl-C ends it at the next batch boundary with a KeyboardInterrupt; `resume()` goes on from there.
+        """
+        call = FitCall(n_epoch, lr, wd, cbs, reset_opt, start_epoch, n_step, valid_every)
+        run_fit(self, call.checked(self))
+
+    def resume(self) -> None:
+        """Goes on with the fit that Ctrl-C stopped, or whose state was loaded, exactly from where it was."""
+        if self._point is None:
+            raise RuntimeError(
+                "there is nothing to resume: no fit was stopped by Ctrl-C, or a second Ctrl-C cut it inside a batch. "
+                "`fit(…)` starts anew."
+            )
+        run_fit(self, self._call_of(self._point).checked(self), self._point)
+
+    def _call_of(self, state: dict[str, Any]) -> FitCall:
+        """The call that a state belongs to: the one that was stopped, or one made from the state's own numbers."""
+        if self._call is not None:
+            return self._call
+        n = state["counters"]
+        if n["n_step"] is not None:
+            return FitCall(None, n_step=n["n_step"], valid_every=n["valid_every"])
+        return FitCall(n["n_epoch"])
+
+    def fit_one_cycle(
+        self,
+        n_epoch: int | None = None,
+        lr_max: Any = None,  # the highest rate: a number, a slice or one per group; None: the learner's `lr`
+        div: float = 25.0,  # the first rate is lr_max / div
+        div_final: float = 1e5,  # the last rate is lr_max / div_final
+        pct_start: float = 0.25,  # part of the training in which the rate goes up
+        wd: float | None = None,
+        moms: tuple[float, float, float] | None = None,  # None: the learner's
+        cbs: Any = None,
+        reset_opt: bool = False,
+        start_epoch: int = 0,
+        *,
+        n_step: int | None = None,
+        valid_every: int | None = None,
+    ) -> None:
+        """Trains with the 1cycle policy: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
+        if self.opt is None or reset_opt:
+            self.create_opt()
+        lr_max = self._per_group("lr", self.lr if lr_max is None else lr_max)
+        scheds = {
+            "lr": combined_cos(pct_start, lr_max / div, lr_max, lr_max / div_final),
+            "mom": combined_cos(pct_start, *(self.moms if moms is None else moms)),
+        }
+        cbs = [ParamScheduler(scheds), *_listed(cbs)]
+        self.fit(n_epoch, wd=wd, cbs=cbs, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+
+    def _per_group(self, name: str, value: Any) -> np.ndarray:
+        """A hyper's values group by group, as the optimizer understands them."""
+        self.opt.set_hyper(name, value)
+        return np.array([hyper[name] for hyper in self.opt.hypers])
+
+    def create_opt(self) -> None:
+        """Makes the optimizer from `opt_func`, `splitter` and `lr`, with the flags of biases and normalization layers."""
+        rate = getattr(self.opt_func, "keywords", {}).get("lr")
+        if isinstance(self.opt_func, partial) and rate is not None:
+            self.lr = rate
+        self.opt = self._made_opt()
+        for p in () if self.wd_bn_bias else norm_bias_params(self.model):
+            self.opt.state[p]["do_wd"] = False
+        for p in norm_bias_params(self.model, with_bias=False) if self.train_bn else ():
+            self.opt.state[p]["force_train"] = True
+
+    def _made_opt(self) -> Any:
+        if isinstance(self.opt_func, OptimWrapper):
+            self.opt_func.clear_state()
+            return self.opt_func
+        groups = self.splitter(self.model)
+        if not any(True for group in groups for _ in (group if _is_list(group) else [group])):
+            return NothingToTrain(lr=self.lr)
+        if _is_of_torch(self.opt_func):
+            return OptimWrapper(groups, opt=self.opt_func, lr=self.lr)
+        return self.opt_func(groups, lr=self.lr)
+
+    def _prepare_opt(self, call: FitCall, is_resumed: bool) -> None:
+        """The optimizer and its hypers for a fit; a resumed one keeps what it has."""
+        if self.opt is None or (call.reset_opt and not is_resumed):
+            self.create_opt()
+        if not is_resumed:
+            wd = self.wd if call.wd is None else call.wd
+            self.opt.set_hypers(lr=self.lr if call.lr is None else call.lr, **({} if wd is None else {"wd": wd}))
+
+    # Looking at a model without training it
+
+    def validate(
+        self,
+        ds_idx: int = 1,  # which loader of `dls`
+        dl: Any = None,  # another loader
+        cbs: Any = None,  # callbacks for this run only
+    ) -> Any:
+        """Loss and metrics on a loader, as an `L`; moves no counter, record, mode or random generator of the training."""
+        loader = self._loader(ds_idx) if dl is None else dl
+        if loader is None:
+            raise ValueError("there is no validation loader: pass one to DataLoaders, or `validate(dl=…)`.")
+
+        def body() -> Any:
+            nonlocal record
+            self._do_epoch_validate(ds_idx, loader)
+            record = self.__dict__.get("final_record")
+
+        record = None
+        with self.no_logging(), self.no_mbar():
+            self._run_beside("validate", cbs, body)
+        return record
+
+    def _run_beside(self, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+        def seeded() -> None:
+            self.__dict__.pop("final_record", None)
+            self._data_seed = draw_seed()
+            body()
+
+        run_beside(self, task, cbs, seeded)
+
+    def __enter__(self) -> "Learner":
+        """Enters the fit and epoch spans by hand: `with learn: …`."""
+        if self.task is not None:
+            raise RuntimeError("`with learn:` was entered while a run is active; call what is inside directly.")
+        self.task = "validate"
+        try:
+            self._rebuild()
+            enter_span(self, FIT)
+            try:
+                enter_span(self, EPOCH)
+            except BaseException as error:
+                self._leave(error, (FIT,))
+                raise
+        except BaseException:
+            end_run(self, [])
+            raise
+        return self
+
+    def __exit__(self, kind: Any, error: BaseException | None, traceback: Any) -> bool:
+        """Leaves both spans, with their cancels in scope; an error fires cleanups only."""
+        try:
+            self._leave(error, (FIT, EPOCH))
+        except BaseException as left:
+            if left is error:
+                return False
+            raise
+        finally:
+            end_run(self, [])
+        return True
+
+    def _leave(self, error: BaseException | None, spans: tuple[Any, ...]) -> None:
+        def body() -> None:
+            if error is not None:
+                raise error
+
+        if len(spans) > 1:
+            run_span(self, spans[0], lambda: self._leave(error, spans[1:]), entered=True)
+        else:
+            run_span(self, spans[0], body, entered=True)
+
+    # State
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything a run is, as plain data in host memory: weights, optimizer, counters, callbacks, record, position."""
+        return capture(self)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Puts back what `state_dict` returned; one that does not fit is refused before anything changes.
+
+        `resume()` then goes on from its position; a plain `fit` starts at batch 0.
+        """
+        if self.task is not None:
+            raise RuntimeError("`load_state_dict` was called while a run is active; load before the fit.")
+        created = self.opt is None and isinstance(state, dict) and state.get("opt") is not None
+        if created:
+            self.create_opt()
+        check_fits(self, state)
+        restore(self, state)
+        self._point = state
+
+    # Showing
+
+    def show_training_loop(self) -> None:
+        """Prints every event in firing order with the callbacks that hear it, in their order."""
+        for event in LOOP:
+            print(f"{'  ' * event.depth}{event.name:<{26 - 2 * event.depth}} {list(self.ordered_cbs(event.name)) or ''}".rstrip())
+
+    @contextmanager
+    def no_bar(self) -> Iterator["Learner"]:
+        """A context without the progress bar and its table."""
+        with self.removed_cbs(ProgressCallback):
+            yield self
+
+    @contextmanager
+    def no_mbar(self) -> Iterator["Learner"]:
+        """A context in which no bar over the epochs is made."""
+        with _replaced(self, "create_mbar", False):
+            yield self
+
+    @contextmanager
+    def no_logging(self) -> Iterator["Learner"]:
+        """A context in which rows are shown nowhere."""
+        with _replaced(self, "logger", noop):
+            yield self
+
+    def to_detach(self, batch: Any, cpu: bool = True) -> Any:
+        """The batch without graphs, in host memory if `cpu`."""
+        return to_detach(batch, cpu)
+
+    def __repr__(self) -> str:
+        return f"Learner({type(self.model).__name__}, {self.dls!r}, cbs={list(self.cbs)})"
+
+
+def before_batch_cb(function: Callable[..., tuple[Any, Any]]) -> Callback:
+    """A callback from a function `(cb, xb, yb) -> (xb, yb)` that runs before each batch."""
+
+    def before_batch(cb: Callback) -> None:
+        cb.learn.xb, cb.learn.yb = function(cb, cb.xb, cb.yb)
+
+    return Callback(before_batch=before_batch)
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    former = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, former)
+
+
+def _check_parts(dls: Any, model: Any, loss_func: Any) -> None:
+    if not hasattr(dls, "train"):
+        raise TypeError(f"`dls` is a {type(dls).__name__}; put the loaders together first: `DataLoaders(train, valid)`.")
+    if not callable(model):
+        raise TypeError(f"`model` is a {type(model).__name__}, which cannot be called; pass a module or a function.")
+    if isinstance(loss_func, type):
+        raise TypeError(f"`loss_func` is the class {loss_func.__name__}; pass an instance: `{loss_func.__name__}()`.")
+    if loss_func is not None and not callable(loss_func):
+        raise TypeError(f"`loss_func` is a {type(loss_func).__name__}, which cannot be called.")
+
+
+def _loss_of(dls: Any) -> Any:
+    """The loss that the data brings along, as fastai's datasets do; None where it brings none."""
+    dataset = getattr(dls.train, "dataset", None)
+    return getattr(dls, "loss_func", None) or getattr(dataset, "loss_func", None)
+
+
+def _is_of_torch(opt_func: Any) -> bool:
+    cls = opt_func.func if isinstance(opt_func, partial) else opt_func
+    return isinstance(cls, type) and issubclass(cls, torch.optim.Optimizer)
+
+
+def _is_list(thing: Any) -> bool:
+    return isinstance(thing, (list, tuple, L)) or (hasattr(thing, "__iter__") and not isinstance(thing, torch.Tensor))
+
+
+def _listed(things: Any) -> list[Any]:
+    if things is None:
+        return []
+    return list(things) if isinstance(things, (list, tuple, L, set)) else [things]
+
+
+class _Missing:
+    """The text of an AttributeError, made only when somebody reads it: `hasattr` asks often and reads never."""
+
+    def __init__(self, name: str, learn: Any, model: Any):
+        self.name, self.learn, self.model = name, learn, model
+
+    def __str__(self) -> str:
+        model = f" nor on the model `{type(self.model).__name__}`" if self.model is not None else ""
+        return f"`{self.name}` is neither on the learner{model}.{nearest(self.name, self.learn, self.model)}"
+
+    __repr__ = __str__
+
+    def __reduce__(self) -> Any:
+        return str, (str(self),)

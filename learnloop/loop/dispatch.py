@@ -1,0 +1,322 @@
+"""A learner's callbacks: adding, removing, one order for them, a table of handlers per phase, and calling an event."""
+
+import sys
+import types
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from fastcore.foundation import L
+
+from learnloop.data.batches import describe
+from learnloop.loop.callback import Callback, handled_events, handler_of
+from learnloop.loop.cancel import CancelException
+from learnloop.loop.events import BATCH_EVENTS, DOCS, EVENTS, unknown_event
+from learnloop.loop.ordering import in_order
+
+_BATCH_EVENTS = frozenset(BATCH_EVENTS)
+_CLEANUPS = tuple(n for n in EVENTS if n.startswith("cleanup_"))
+_CALLED = tuple(n for n in EVENTS if not n.startswith("cleanup_"))
+_SPANS = tuple(n.removeprefix("cleanup_") for n in _CLEANUPS)
+
+Handler = Callable[[], Any]
+Table = dict[str, list[Handler]]
+
+
+class Dispatcher:
+    """Holds callbacks and sends them events; `self("before_batch")` calls every handler of that event in order."""
+
+    cbs: L  # callbacks as they were added; `ordered_cbs` gives them as they run
+    training: bool  # the phase: whose table of handlers counts
+    task: str | None  # the run that is active: 'fit', 'lr_find', 'validate' or 'predict'; None outside of runs
+
+    def __init__(self) -> None:
+        self.cbs, self.training, self.task = L(), False, None
+        self._muted: list[Callback] = []  # callbacks that started a nested run: they do not hear it
+        self._open_spans: list[Any] = []  # spans that have begun and not been cleaned up, outermost first
+        self._rebuild()
+
+    def __call__(self, event_name: str | Iterable[str]) -> None:
+        """Sends an event (or several) to every callback that listens, in their order."""
+        try:
+            handlers = (self._train_handlers if self.training else self._valid_handlers)[event_name]  # type: ignore[index]
+        except (KeyError, TypeError):
+            return self._call_unlisted(event_name)
+        if not handlers:
+            return None
+        handler = None
+        try:
+            for handler in handlers:
+                handler()
+        except CancelException:
+            raise
+        except Exception as error:
+            add_note(error, self, handler, event_name)
+            raise
+
+    def _call_unlisted(self, event_name: Any) -> None:
+        """Events that are in no phase's table: several at once, a cleanup sent by hand, a name that is none."""
+        if not isinstance(event_name, str):
+            for name in event_name:
+                self(name)
+        elif event_name in _CLEANUPS:
+            for handler in self._cleanup_handlers[event_name]:
+                handler()
+        else:
+            raise ValueError(unknown_event(event_name))
+
+    # Adding and removing
+
+    def add_cb(self, cb: Callback | type[Callback]) -> "Dispatcher":
+        """Adds one callback (a class is instantiated); it hears the next event."""
+        return self.add_cbs([cb])
+
+    def add_cbs(self, cbs: Any) -> "Dispatcher":
+        """Adds callbacks, all or none: a wrong one or a circle of laws leaves the learner as it was."""
+        self._add(instances(cbs))
+        return self
+
+    def _add(self, cbs: list[Callback]) -> None:
+        for cb in cbs:
+            self._check_addable(cb, cbs)
+        in_order([*self.cbs, *cbs])
+        for cb in cbs:
+            object.__setattr__(cb, "learn", self)
+            self.cbs.append(cb)
+            self._assign_attribute(cb.name)
+        if cbs:
+            self._rebuild()
+
+    def _check_addable(self, cb: Callback, adding: list[Callback]) -> None:
+        if any(cb is other for other in self.cbs) or sum(cb is other for other in adding) > 1:
+            raise ValueError(f"`{cb!r}` is on this learner already; add another instance, or remove this one first.")
+        name = cb.name
+        taken = getattr(type(self), name, None) is not None or (
+            name in self.__dict__ and not isinstance(self.__dict__[name], Callback)
+        )
+        if taken:
+            raise ValueError(
+                f"`{type(cb).__name__}` would hide `learn.{name}`: a callback is reached by its class name in snake case. "
+                f"Rename the class, for example to `My{type(cb).__name__}`."
+            )
+
+    def remove_cb(self, cb: Callback | type[Callback]) -> "Dispatcher":
+        """Removes a callback, or all of a class. Inside open spans it gets their cleanups first."""
+        return self.remove_cbs([cb])
+
+    def remove_cbs(self, cbs: Any) -> "Dispatcher":
+        """Removes callbacks (instances, or classes for all of their instances); one that is not there is ignored."""
+        leaving = self._find(cbs)
+        errors = [error for cb in leaving for error in self._close_spans_of(cb)]
+        self._detach(leaving)
+        if errors:
+            raise errors[0]
+        return self
+
+    def _close_spans_of(self, cb: Callback) -> list[BaseException]:
+        errors: list[BaseException] = []
+        for span in reversed(self._open_spans):
+            handler = handler_of(cb, span.cleanup)
+            try:
+                if handler:
+                    handler()
+            except BaseException as error:
+                errors.append(error)
+        return errors
+
+    def _detach(self, leaving: list[Callback]) -> None:
+        for cb in leaving:
+            self._skip_in_running_events(cb)
+            self.cbs = L(other for other in self.cbs if other is not cb)
+            if cb.learn is self:
+                object.__setattr__(cb, "learn", None)
+            self._assign_attribute(cb.name)
+        if leaving:
+            self._rebuild()
+
+    def _find(self, cbs: Any) -> list[Callback]:
+        wanted = _listed(cbs)
+        return [cb for cb in self.cbs if any(cb is w or (isinstance(w, type) and isinstance(cb, w)) for w in wanted)]
+
+    def _assign_attribute(self, name: str) -> None:
+        """`learn.<name>` is the callback of that name that was added last; the one before takes over from it."""
+        owners = [cb for cb in self.cbs if cb.name == name]
+        if owners:
+            self.__dict__[name] = owners[-1]
+        else:
+            self.__dict__.pop(name, None)
+
+    @contextmanager
+    def added_cbs(self, cbs: Any) -> Iterator["Dispatcher"]:
+        """A context with these callbacks added; just these leave at its end."""
+        added = instances(cbs)
+        self._add(added)
+        try:
+            yield self
+        finally:
+            self.remove_cbs(added)
+
+    @contextmanager
+    def removed_cbs(self, cbs: Any) -> Iterator["Dispatcher"]:
+        """A context without these callbacks; the same instances come back to the same places. Runs no cleanup."""
+        places = [(self.cbs.index(cb), cb) for cb in self._find(cbs)]
+        self._detach([cb for _, cb in places])
+        try:
+            yield self
+        finally:
+            self._put_back(places)
+
+    def _put_back(self, places: list[tuple[int, Callback]]) -> None:
+        cbs = list(self.cbs)
+        for index, cb in places:
+            cbs.insert(index, cb)
+            object.__setattr__(cb, "learn", self)
+        self.cbs = L(cbs)
+        for _, cb in places:
+            self._assign_attribute(cb.name)
+        self._rebuild()
+
+    def __getitem__(self, cls: type[Callback]) -> Any:
+        """The callback of that class; an `L` of them where there are several."""
+        found = self._grab_cbs(cls)
+        if not found:
+            raise KeyError(f"no {getattr(cls, '__name__', cls)} among the callbacks {list(self.cbs)}")
+        return found[0] if len(found) == 1 else found
+
+    def _grab_cbs(self, cls: type[Callback]) -> L:
+        return L(cb for cb in self.cbs if isinstance(cb, cls))
+
+    def ordered_cbs(self, event_name: str) -> L:
+        """Callbacks that have a handler for an event, in the order in which they run."""
+        if event_name not in DOCS:
+            raise ValueError(unknown_event(event_name))
+        cbs = [cb for cb in in_order(self.cbs) if handler_of(cb, event_name) is not None]
+        return L(reversed(cbs) if event_name in _CLEANUPS else cbs)
+
+    # The tables
+
+    def _rebuild(self) -> None:
+        """Writes the tables anew: fresh lists, so that a running event finishes over those it started with."""
+        train: Table = {n: [] for n in _CALLED}
+        valid: Table = {n: [] for n in _CALLED}
+        cleanups: Table = {n: [] for n in _CLEANUPS}
+        for cb in in_order(self.cbs):
+            if self._takes_part(cb):
+                for name, handler in _handlers(cb):
+                    if name in cleanups:
+                        cleanups[name].insert(0, handler)
+                    elif cb.run:
+                        inside = name in _BATCH_EVENTS
+                        if cb.run_train or not inside:
+                            train[name].append(handler)
+                        if cb.run_valid or not inside:
+                            valid[name].append(handler)
+        self._train_handlers, self._valid_handlers, self._cleanup_handlers = train, valid, cleanups
+        self._silent_train, self._silent_valid = _silent(train, cleanups), _silent(valid, cleanups)
+
+    def _takes_part(self, cb: Callback) -> bool:
+        tasks = (cb.tasks,) if isinstance(cb.tasks, str) else cb.tasks
+        return (self.task is None or self.task in tasks) and not any(cb is muted for muted in self._muted)
+
+    # Events that are running now, looked up on the stack: so that calling a handler costs nothing extra
+
+    def _skip_in_running_events(self, cb: Callback) -> None:
+        for handlers, _ in self._running_events():
+            for i, handler in enumerate(handlers):
+                if owner_of(handler) is cb:
+                    handlers[i] = _nothing
+
+    def _callers(self) -> list[Callback]:
+        """The callbacks whose handlers are running now."""
+        return [owner_of(handler) for _, handler in self._running_events() if handler is not None]
+
+    def _running_events(self) -> Iterator[tuple[list[Handler], Handler | None]]:
+        frame = sys._getframe(1)
+        while frame is not None:
+            if frame.f_code in _CALLING:
+                names = frame.f_locals
+                if names.get(frame.f_code.co_varnames[0]) is self and "handlers" in names:
+                    yield names["handlers"], names.get("handler")
+            frame = frame.f_back  # type: ignore[assignment]
+
+
+#: Functions whose frames hold `handlers` and the `handler` that runs; `spans.clean_up` adds itself.
+_CALLING = {Dispatcher.__call__.__code__}
+
+
+def calls_handlers(function: Any) -> Any:
+    """Marks a function of a learner that goes over a list `handlers`, so that a removal reaches the running list."""
+    _CALLING.add(function.__code__)
+    return function
+
+
+def instances(cbs: Any) -> list[Callback]:
+    """Callbacks from one, several, or classes; TypeError for anything else."""
+    made = [cb() if isinstance(cb, type) and issubclass(cb, Callback) else cb for cb in _listed(cbs)]
+    for cb in made:
+        if not isinstance(cb, Callback):
+            hint = " Derive the class from `Callback`." if isinstance(cb, type) or _has_handlers(cb) else ""
+            raise TypeError(f"`{cb!r}` is no Callback; `cbs` takes instances or subclasses of Callback.{hint}")
+    return made
+
+
+def _has_handlers(thing: Any) -> bool:
+    return any(hasattr(thing, name) for name in EVENTS)
+
+
+def _listed(cbs: Any) -> list[Any]:
+    if cbs is None:
+        return []
+    return list(cbs) if isinstance(cbs, (list, tuple, L, set)) or isinstance(cbs, types.GeneratorType) else [cbs]
+
+
+def _handlers(cb: Callback) -> Iterator[tuple[str, Handler]]:
+    """Every event a callback hears, with a handler that carries its owner."""
+    if type(cb).__call__ is not Callback.__call__:
+        for name in EVENTS:
+            yield name, types.MethodType(_caller_of(name), cb)
+        return
+    for name in handled_events(cb):
+        handler = handler_of(cb, name)
+        if handler is not None:
+            yield name, handler if getattr(handler, "__self__", None) is cb else types.MethodType(_ignoring_self(handler), cb)
+
+
+def _caller_of(event_name: str) -> Callable[[Callback], Any]:
+    return lambda cb: cb(event_name)
+
+
+def _ignoring_self(handler: Handler) -> Callable[[Callback], Any]:
+    return lambda _: handler()
+
+
+def owner_of(handler: Any) -> Any:
+    """The callback to which a handler in a table belongs."""
+    return getattr(handler, "__self__", None)
+
+
+def _nothing() -> None:
+    """Stands in the list of a running event for a callback that was removed meanwhile."""
+
+
+def _silent(table: Table, cleanups: Table) -> frozenset[str]:
+    """Spans that nobody listens to."""
+    return frozenset(
+        s
+        for s in _SPANS
+        if not (table[f"before_{s}"] or table[f"after_cancel_{s}"] or table[f"after_{s}"] or cleanups[f"cleanup_{s}"])
+    )
+
+
+def add_note(error: BaseException, learn: Any, handler: Any, event_name: Any) -> None:
+    """Says on an error which callback raised it, where, and what the batch looked like; once, where it was raised."""
+    if any(note.startswith("raised by ") for note in getattr(error, "__notes__", ())):
+        return
+    state = learn.__dict__
+    where = f"raised by {owner_of(handler)!r}.{event_name}"
+    if learn.task is not None and state.get("epoch") is not None:
+        phase = "train" if learn.training else "validate"
+        where += f" at epoch {state['epoch']}, batch {state.get('iter')}, {phase}"
+    if any(span.name == "batch" for span in learn._open_spans):
+        where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
+    error.add_note(where)

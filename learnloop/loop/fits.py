@@ -1,0 +1,162 @@
+"""One fit from its arguments to its end: checked, begun, stopped by Ctrl-C, gone on with where it was stopped."""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from learnloop.data.keyed import draw_seed, length
+from learnloop.loop.cancel import CancelFitException
+from learnloop.loop.dispatch import instances
+from learnloop.loop.interrupt import StopButton, keyboard_interrupt
+from learnloop.loop.kept import Kept
+from learnloop.loop.passes import Passes
+from learnloop.loop.runs import run_outermost
+from learnloop.loop.spans import FIT, run_span
+from learnloop.loop.state import capture, capture_moving, restore, unplain
+
+
+@dataclass(frozen=True)
+class FitCall:
+    """The arguments of a fit. `check` refuses wrong ones before anything is touched."""
+
+    n_epoch: int | None
+    lr: Any = None
+    wd: Any = None
+    cbs: Any = None
+    reset_opt: bool = False
+    start_epoch: int = 0
+    n_step: int | None = None
+    valid_every: int | None = None
+
+    def checked(self, learn: Any) -> "FitCall":
+        """The call with its callbacks made, so that a resume adds the same instances."""
+        if learn.task is not None:
+            raise RuntimeError("`fit` was called while a run is active: a fit inside a fit would overwrite its own place.")
+        if (self.n_epoch is None) == (self.n_step is None):
+            raise ValueError("pass either `fit(n_epoch)` or `fit(n_step=…, valid_every=…)`.")
+        for name in ("n_epoch", "start_epoch", "n_step", "valid_every"):
+            _check_count(name, getattr(self, name), least=1 if name in ("n_step", "valid_every") else 0)
+        if self.valid_every is not None and self.n_step is None:
+            raise ValueError("`valid_every` counts updates: it goes with `n_step`. `fit(n_epoch)` validates every epoch.")
+        _check_loaders(learn)
+        return replace(self, cbs=instances(self.cbs))
+
+    @property
+    def epochs(self) -> int:
+        """How many epochs this fit has; with `n_step`, the stretches between two validations."""
+        return self.n_epoch if self.n_step is None else -(-self.n_step // self.stretch)  # type: ignore[return-value,operator]
+
+    @property
+    def stretch(self) -> int:
+        """Updates from one validation to the next."""
+        return self.valid_every or self.n_step or 0
+
+
+def _check_count(name: str, value: Any, least: int) -> None:
+    if value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}={value!r}`: pass a whole number.")
+    if value < least:
+        raise ValueError(f"`{name}={value}`: pass {least} or more.")
+
+
+def _check_loaders(learn: Any) -> None:
+    for ds_idx, name in enumerate(("training", "validation")):
+        dl = learn._loader(ds_idx)
+        if dl is not None and length(dl) == 0:
+            raise ValueError(
+                f"the {name} loader is empty: {type(dl).__name__} has 0 batches. Check its data, and `drop_last` with a "
+                "batch size above the number of samples."
+            )
+
+
+def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> None:
+    """A fit, new or from the state where it was stopped, with Ctrl-C as its stop button."""
+    with StopButton(learn):
+        learn._call = call
+        run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
+    if learn._stop_requested:
+        raise _stopped(learn) from None
+
+
+def _fit(learn: Any, call: FitCall, resume: dict[str, Any] | None) -> None:
+    learn._prepare_opt(call, resume is not None)
+    learn._point, learn._resuming, learn._validation_start = resume, resume, None
+    learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
+    learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
+    learn.train_iter = learn.opt_iter = learn._batches_done = 0
+    learn.pct_train, learn.training, learn.iter = 0.0, False, None
+    learn._data_seed, learn._pass_random = draw_seed(), None
+    if resume is not None:
+        learn._first_epoch = resume["position"]["epoch"]
+        learn._data_seed, learn._pass_random = resume["counters"]["_data_seed"], unplain(resume["pass_random"])
+    learn.epoch = min(learn._first_epoch, max(0, learn.n_epoch - 1))
+    run_span(learn, FIT, partial(_stoppable, learn))
+
+
+def _stoppable(learn: Any) -> None:
+    """The fit's body; where Ctrl-C ended it, the state is taken once the inner spans are closed, before `after_fit`."""
+    if learn.n_step is not None:
+        where = learn._resuming["position"] if learn._resuming else {"pass": 0, "taken": 0}
+        learn._passes = Passes(learn, learn._loader(0), where["pass"], where["taken"])
+    try:
+        learn._do_fit()
+        stop_if_asked(learn)
+    except CancelFitException:
+        if learn.interrupted and learn._point is None:
+            learn._point = {**capture(learn), **(learn._validation_start or {})}
+        raise
+
+
+# The places from which a fit can go on
+
+
+def arrive(learn: Any, stage: str, epoch: int) -> None:
+    """Notes such a place, and loads the state of a resumed fit where it was taken at this one."""
+    if learn.task != "fit":
+        return
+    learn._stage = (stage, epoch)
+    if resumes_at(learn, stage):
+        state, learn._resuming, learn._point = learn._resuming, None, None
+        restore(learn, state)
+    learn._validation_start = capture_moving(learn) if stage == "validate" else None
+
+
+def resumes_at(learn: Any, stage: str) -> bool:
+    """Whether a resumed fit has still to come to the place where it was stopped, and that is `stage`."""
+    return learn._resuming is not None and learn._resuming["position"]["stage"] == stage
+
+
+def first_batch(learn: Any) -> int:
+    """The batch at which a training phase begins: 0, or where a resumed fit was stopped in it."""
+    learn._batches_done = learn._resuming["position"]["batches"] if resumes_at(learn, "train") else 0
+    return learn._batches_done
+
+
+def position(learn: Any) -> dict[str, Any]:
+    """The place that was noted last, and what was done since."""
+    stage, epoch = learn._stage
+    number, taken = learn._passes.used if learn._passes is not None else (0, 0)
+    done = learn._batches_done if stage == "train" else 0
+    return {"stage": stage, "epoch": epoch, "batches": done, "pass": number, "taken": taken}
+
+
+def stop_if_asked(learn: Any) -> None:
+    """Ends a fit after Ctrl-C, at a place from which it can go on exactly; runs nested in it are not cut."""
+    if not learn._stop_requested or learn.task != "fit":
+        return
+    learn.interrupted = True
+    if learn._stage[0] == "train" and learn._resuming is None:
+        learn._point = capture(learn)  # before the cleanups of train: they drop an open accumulation window
+    raise CancelFitException
+
+
+def _stopped(learn: Any) -> KeyboardInterrupt:
+    if not learn.interrupted:
+        return keyboard_interrupt("when the fit was ending already", goes_on=False)
+    stage, epoch = learn._stage
+    places = {"train": f"before batch {learn._batches_done} of epoch {epoch}", "validate": f"in the validation of epoch {epoch}"}
+    return keyboard_interrupt(places.get(stage, f"before epoch {epoch}"), goes_on=learn._point is not None)

@@ -1,0 +1,74 @@
+"""Ctrl-C as a stop button: the first one is kept until the next batch boundary, the second raises at once."""
+
+import signal
+import sys
+import threading
+from types import CodeType, FrameType
+from typing import Any
+
+#: Functions that a second Ctrl-C must not cut: it is raised when they end.
+_UNCUT: set[CodeType] = set()
+
+
+def uncut(function: Any) -> Any:
+    """Marks a function that a second Ctrl-C waits for."""
+    _UNCUT.add(function.__code__)
+    return function
+
+
+class StopButton:
+    """Replaces python's own SIGINT handler during a fit in the main thread, and puts it back in any case.
+
+    Where a program has a handler of its own, or in another thread, it does nothing.
+    """
+
+    def __init__(self, learn: Any):
+        self.learn, self.former = learn, None
+
+    def __enter__(self) -> "StopButton":
+        self.learn._stop_requested = self.learn._stop_late = self.learn.interrupted = False
+        in_main = threading.current_thread() is threading.main_thread()
+        if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+            self.former = signal.signal(signal.SIGINT, self._pressed)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGINT, self.former)
+            self.former = None
+
+    def _pressed(self, signum: int, frame: FrameType | None) -> None:
+        learn = self.learn
+        if not learn._stop_requested:
+            learn._stop_requested = True
+        elif _must_wait(frame):
+            learn._stop_late = True
+        else:
+            learn._point = None  # somewhere inside a batch: no state that could be gone on from exactly
+            raise KeyboardInterrupt
+
+
+def _must_wait(frame: FrameType | None) -> bool:
+    """Whether a cleanup is running, or the few instructions of a span between its end and its cleanup."""
+    if frame is not None and frame.f_code in _UNCUT:
+        return True
+    while frame is not None:
+        if frame.f_code in _UNCUT and not frame.f_code.co_name == "run_span":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def keyboard_interrupt(where: str, goes_on: bool) -> KeyboardInterrupt:
+    """An exact KeyboardInterrupt that a notebook shows as one line: shells must see the signal, not a subclass's exit code."""
+    then = "`learn.resume()` goes on from there." if goes_on else "It cannot go on exactly from there; fit again, or load a file."
+    interrupt = KeyboardInterrupt(f"stopped {where}. {then}")
+    interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {interrupt}"]  # type: ignore[attr-defined]
+    return interrupt
+
+
+def in_notebook() -> bool:
+    """Whether an IPython kernel shows our output."""
+    shell = sys.modules.get("IPython")
+    instance = shell.get_ipython() if shell is not None and hasattr(shell, "get_ipython") else None
+    return type(instance).__name__ == "ZMQInteractiveShell"

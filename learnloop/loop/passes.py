@@ -1,0 +1,118 @@
+"""Which batches a phase sees: from which position, with which key, and pass after pass in `fit(n_step=…)`."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
+from typing import Any
+
+from learnloop.data.keyed import Key, batches, mix, random_states, set_random_states, starts_anywhere
+from learnloop.loop.cancel import CancelException
+
+
+def phase_batches(learn: Any, start: int) -> Iterator[Any]:
+    """The batches of the phase that `learn` is in, from `start` on."""
+    if learn.training and learn._passes is not None and learn.task == "fit":
+        return _stretch(learn)
+    return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start)
+
+
+def _one_pass(learn: Any, dl: Any, number: int, start: int) -> Iterator[Any]:
+    if getattr(learn.dls, "keyed", True) and starts_anywhere(dl):
+        return batches(dl, Key(_seed_of(learn, dl), number), start)
+    return _read_again(learn, dl, start)
+
+
+def _seed_of(learn: Any, dl: Any) -> int:
+    """The fit's seed, apart for training and every other loader."""
+    seed = getattr(learn.dls, "seed", None)
+    seed = learn._data_seed if seed is None else seed
+    loaders = list(learn.dls) if hasattr(learn.dls, "__len__") else []
+    return mix(seed, next((i for i, other in enumerate(loaders) if other is dl), len(loaders)))
+
+
+def _read_again(learn: Any, dl: Any, start: int) -> Iterator[Any]:
+    """A loader that draws from the global generators: begun in the state it was begun in before, and read up to `start`."""
+    if start and learn._pass_random is not None:
+        set_random_states(learn._pass_random)
+    elif learn.training:
+        learn._pass_random = random_states()
+    stream = iter(dl)
+    for _ in islice(stream, start):
+        pass
+    return stream
+
+
+def _stretch(learn: Any) -> Iterator[Any]:
+    """The batches of one epoch of `fit(n_step=…)`: until the next validation is due."""
+    end = min((learn.epoch + 1) * learn.valid_every, learn.n_step)
+    while learn.opt_iter < end:
+        yield next(learn._passes)
+
+
+class Passes:
+    """Pass after pass over the training loader, without end."""
+
+    def __init__(self, learn: Any, dl: Any, number: int = 0, start: int = 0):
+        self.learn, self.dl, self.number, self.taken = learn, dl, number, start
+        self.used = (number, start)  # the place after the last batch that was counted
+        self.steps_before = learn.opt_iter if start == 0 else -1  # a pass begun in the middle proves nothing
+        self.stream = _one_pass(learn, dl, number, start)
+
+    def __next__(self) -> Any:
+        while True:
+            try:
+                batch = next(self.stream)
+            except StopIteration:
+                self._begin_next()
+                continue
+            self.taken += 1
+            return batch
+
+    def _begin_next(self) -> None:
+        if self.learn.opt_iter == self.steps_before:
+            raise RuntimeError(
+                f"a whole pass over the training loader ({self.taken} batches) made no update, so `fit(n_step=…)` would "
+                "never end. Check which callback cancels the step, and that the loader is not empty."
+            )
+        self.close()
+        self.number, self.taken, self.steps_before = self.number + 1, 0, self.learn.opt_iter
+        self.stream = _one_pass(self.learn, self.dl, self.number, 0)
+
+    def mark(self) -> None:
+        """The batch handed out last is done: a resume begins after it."""
+        self.used = (self.number, self.taken)
+
+    def close(self) -> None:
+        close(self.stream)
+
+
+@contextmanager
+def opened(learn: Any, stream: Iterator[Any]) -> Iterator[Iterator[Any]]:
+    """Closes a stream at the end of its phase; a loader that fails after Ctrl-C was stopped by it."""
+    try:
+        yield stream
+    except Exception as error:
+        if learn._stop_requested and learn.batch is None and not isinstance(error, CancelException):
+            learn._stop_here()
+        raise
+    finally:
+        close(stream)
+
+
+def close(stream: Any) -> None:
+    """Ends a generator, or the workers of a torch loader that are not meant to live on."""
+    if hasattr(stream, "_shutdown_workers") and not getattr(stream, "_persistent_workers", False):
+        stream._shutdown_workers()
+    elif hasattr(stream, "close"):
+        stream.close()
+
+
+def check_not_empty(learn: Any, start: int) -> None:
+    """ValueError where a phase that should have had batches had none."""
+    if learn.iter is not None or start or (learn.training and learn._passes is not None):
+        return
+    name = "training" if learn.training else "validation"
+    raise ValueError(
+        f"the {name} loader yielded no batch in epoch {learn.epoch}: the {type(learn.dl).__name__} is empty, or an "
+        "iterator that can be read only once. Pass a loader that can be iterated every epoch."
+    )

@@ -1,0 +1,88 @@
+"""How a run begins and ends: from outside, or nested in one that goes on."""
+
+from collections.abc import Callable
+from typing import Any
+
+from learnloop.loop.cancel import CancelException
+from learnloop.loop.dispatch import instances
+from learnloop.loop.interrupt import uncut
+from learnloop.loop.spans import EPOCH, FIT, SPANS, run_span
+from learnloop.loop.state import set_aside
+
+
+def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+    """A run from outside: callbacks are taken over, `cbs` join for it, and at its end nothing of it stays alive."""
+    joining, joined = instances(cbs), []
+    learn.task = task
+    try:
+        _take_callbacks(learn)
+        learn._add(joining)
+        joined = joining
+        body()
+    except CancelException as error:
+        _explain(error, learn)
+        raise
+    finally:
+        end_run(learn, joined)
+
+
+def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+    """A run that training does not need: everything it moves is put back, also after an error.
+
+    From outside it gets a fit and an epoch span around it; inside a run it fires neither, and the callbacks that
+    started it do not hear it.
+    """
+    with set_aside(learn):
+        if learn.task is None:
+            run_outermost(learn, task, cbs, lambda: run_span(learn, FIT, lambda: run_span(learn, EPOCH, body)))
+        else:
+            _run_nested(learn, task, cbs, body)
+
+
+def _run_nested(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+    muted, outer = list(learn._muted), learn.task
+    learn._muted, learn.task, learn._depth = muted + learn._callers(), task, learn._depth + 1
+    joining, joined = instances(cbs), []
+    try:
+        learn._add(joining)
+        joined = joining
+        learn._rebuild()
+        body()
+    finally:
+        learn._muted, learn.task, learn._depth = muted, outer, learn._depth - 1
+        learn._detach(joined)
+        learn._rebuild()
+
+
+def _take_callbacks(learn: Any) -> None:
+    """Callbacks shared by several learners follow the one that runs; patched classes are seen from here on."""
+    for cb in learn.cbs:
+        if cb.learn is not learn:
+            object.__setattr__(cb, "learn", learn)
+    learn._rebuild()
+
+
+@uncut
+def end_run(learn: Any, joined: list[Any]) -> None:
+    """Lets go of batch, graph and loader, switches every callback on again, and sends those away that came for the run."""
+    learn._release()
+    for cb in learn.cbs:
+        if not cb.run:
+            object.__setattr__(cb, "run", True)
+    learn.task = None
+    learn._open_spans.clear()
+    learn._detach(joined)
+    learn._rebuild()
+
+
+def _explain(error: CancelException, learn: Any) -> None:
+    """Says on a cancel that left a run that nobody was there to absorb it."""
+    name = next((span.name for span in SPANS if isinstance(error, span.cancel)), None)
+    if name is None:
+        text = f"{type(error).__name__} belongs to no span; raise one of its subclasses, such as CancelBatchException."
+    else:
+        text = f"{type(error).__name__} was raised where no {name} span is running, so nothing absorbs it."
+    if error.args:
+        error.add_note(text)
+    else:
+        error.args = (text,)

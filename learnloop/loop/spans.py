@@ -1,0 +1,163 @@
+"""A span: before, body, cancel, after, cleanup. Every one of them runs through `run_span`."""
+
+from collections.abc import Callable
+from typing import Any
+
+from learnloop.loop.cancel import (
+    CancelBackwardException,
+    CancelBatchException,
+    CancelEpochException,
+    CancelException,
+    CancelFitException,
+    CancelStepException,
+    CancelTrainException,
+    CancelValidException,
+)
+from learnloop.loop.dispatch import add_note, calls_handlers
+from learnloop.loop.interrupt import uncut
+
+
+class Span:
+    """The names of a span's events, the exception that cancels it, and whether Ctrl-C may stop before it."""
+
+    __slots__ = ("after", "after_cancel", "before", "cancel", "cleanup", "name", "stops")
+
+    def __init__(self, name: str, cancel: type[CancelException], stops: bool = False):
+        self.name, self.cancel, self.stops = name, cancel, stops
+        self.before, self.after, self.cleanup = f"before_{name}", f"after_{name}", f"cleanup_{name}"
+        self.after_cancel = f"after_cancel_{name}"
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+FIT = Span("fit", CancelFitException)
+EPOCH = Span("epoch", CancelEpochException, stops=True)
+TRAIN = Span("train", CancelTrainException, stops=True)
+VALIDATE = Span("validate", CancelValidException, stops=True)
+BATCH = Span("batch", CancelBatchException, stops=True)
+BACKWARD = Span("backward", CancelBackwardException)
+STEP = Span("step", CancelStepException)
+SPANS = (FIT, EPOCH, TRAIN, VALIDATE, BATCH, BACKWARD, STEP)
+
+
+@uncut
+def run_span(
+    learn: Any,
+    span: Span,
+    body: Callable[[], Any],
+    count: Callable[[], Any] | None = None,  # what the loop itself does after a cancel and before `after_X`
+    entered: bool = False,  # `before_X` has fired already
+) -> None:
+    """Runs `body` between the events of a span. A cancel of this span ends here; `cleanup_X` always fires last."""
+    if learn._stop_requested and span.stops:
+        learn._stop_here()
+    if not entered:
+        if count is None and _is_silent(learn, span):
+            return _run_silent(learn, span, body)
+        learn._open_spans.append(span)
+    try:
+        try:
+            if not entered:
+                learn(span.before)
+            body()
+        except span.cancel:
+            _fire(learn, span, span.after_cancel)
+        if count is not None:
+            count()
+        _fire(learn, span, span.after)
+    except BaseException as error:
+        clean_up(learn, span, error)
+        raise
+    clean_up(learn, span)
+    if span is BATCH and learn._stop_requested:
+        learn._stop_here()
+
+
+def _is_silent(learn: Any, span: Span) -> bool:
+    return span.name in (learn._silent_train if learn.training else learn._silent_valid)
+
+
+def _run_silent(learn: Any, span: Span, body: Callable[[], Any]) -> None:
+    """The body of a span that nobody listens to, unless a callback that is added meanwhile hears its end."""
+    try:
+        body()
+    except span.cancel:
+        pass
+    if not _is_silent(learn, span):
+        learn._open_spans.append(span)
+        run_span(learn, span, _nothing, entered=True)
+
+
+def _nothing() -> None:
+    pass
+
+
+def _fire(learn: Any, span: Span, event_name: str) -> None:
+    """An event of the span's end: a cancel of the span raised there changes nothing any more."""
+    try:
+        learn(event_name)
+    except span.cancel:
+        pass
+
+
+def enter_span(learn: Any, span: Span) -> None:
+    """The first half of a span, for a `with` block; `run_span(…, entered=True)` is the second."""
+    learn._open_spans.append(span)
+    try:
+        learn(span.before)
+    except BaseException as error:
+        clean_up(learn, span, error)
+        raise
+
+
+@uncut
+@calls_handlers
+def clean_up(learn: Any, span: Span, error: BaseException | None = None) -> None:
+    """Fires `cleanup_X` to every callback in reverse order, whatever they raise.
+
+    What they raise becomes a note on `error`; where there is none, or it only cancels, the first of it is raised with
+    the others as notes. A KeyboardInterrupt wins over everything.
+    """
+    handlers = learn._cleanup_handlers[span.cleanup]
+    kept: list[BaseException] = []
+    handler = None
+    for handler in handlers:
+        try:
+            handler()
+        except BaseException as raised:
+            kept.append(_in_cleanup(raised, learn, handler, span))
+    learn._open_spans.pop()
+    if learn._stop_late:
+        kept.append(learn._too_late())
+    if kept:
+        first = _first_of(kept, error)
+        kept.clear()  # an exception that a frame of its own traceback names would live until the next gc
+        if first is not error:
+            try:
+                raise first
+            finally:
+                del first, error
+
+
+def _in_cleanup(raised: BaseException, learn: Any, handler: Any, span: Span) -> BaseException:
+    """A cleanup's exception with a note; a cancel becomes an error, since there is nothing left to cancel."""
+    if isinstance(raised, CancelException):
+        name = type(raised).__name__
+        error = RuntimeError(f"{name} was raised in `{span.cleanup}`: a cleanup cannot cancel. Raise it in `{span.after}`.")
+        error.__cause__ = raised
+        raised = error
+    if isinstance(raised, Exception):
+        add_note(raised, learn, handler, span.cleanup)
+    return raised
+
+
+def _first_of(kept: list[BaseException], error: BaseException | None) -> BaseException:
+    """The exception that leaves a span, with the others as notes; a cancel on its way gives way to a real error."""
+    everything = kept if error is None or isinstance(error, CancelException) else [error, *kept]
+    first = next((e for e in everything if isinstance(e, KeyboardInterrupt)), everything[0])
+    for other in everything:
+        if other is not first:
+            notes = "".join(f" ({note})" for note in getattr(other, "__notes__", ()))
+            first.add_note(f"also raised: {type(other).__name__}: {other}{notes}")
+    return first

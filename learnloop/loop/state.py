@@ -1,0 +1,244 @@
+"""What a run is: taken as plain data, put back, and set aside while another run goes on inside."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from fastcore.foundation import L
+from torch import Tensor, nn
+
+from learnloop.data.keyed import preserved_randomness, random_states, set_random_states
+
+VERSION = 1
+#: The loop's numbers that a resume brings back.
+COUNTERS = ("train_iter", "opt_iter", "pct_train", "n_epoch", "n_step", "valid_every", "_data_seed")
+#: What a run inside another one, or one that is not a fit, leaves as it found it.
+ASIDE = (
+    "dl iter n_iter epoch n_epoch n_step training task batch xb yb pred final_record stepped "
+    "_loss _loss_grad _raw_loss _last_loss _output_loss _device _caller _n_inp _data_seed _pass_random"
+).split()
+_KIND = "__kind__"
+
+
+# Plain data: what `torch.load(weights_only=True)` reads
+
+
+def plain(value: Any, where: str = "the state") -> Any:
+    """A copy of `value` in host memory, of tensors, numbers, strings, None, lists, tuples and dicts alone.
+
+    `L`, `Path`, numpy scalars and arrays and random generators of numpy become tagged dicts that `unplain` turns back.
+    Anything else raises a TypeError that names `where`.
+    """
+    return _converted(value, where, lambda t: t.detach().to("cpu", copy=True))
+
+
+def check_plain(value: Any, where: str) -> None:
+    """Raises what `plain` would raise, without copying a tensor."""
+    _converted(value, where, lambda t: t)
+
+
+def _converted(value: Any, where: str, tensor: Callable[[Tensor], Tensor]) -> Any:
+    def inside(v: Any) -> Any:
+        return _converted(v, where, tensor)
+
+    kind = type(value)
+    if value is None or kind in (bool, int, float, complex, str):
+        return value
+    if isinstance(value, Tensor):
+        copied = tensor(value)
+        return copied if value.device.type == "cpu" else _tagged("tensor", copied, device=str(value.device))
+    if kind in (list, tuple):
+        return kind(inside(v) for v in value)
+    if isinstance(value, dict):
+        return {_key(k, where): inside(v) for k, v in value.items()}
+    if isinstance(value, L):
+        return _tagged("L", [inside(v) for v in value])
+    if isinstance(value, Path):
+        return _tagged("path", str(value))
+    if isinstance(value, np.ndarray) and value.dtype != object:
+        data = torch.from_numpy(np.frombuffer(value.tobytes(), dtype=np.uint8).copy())
+        return _tagged("array", data, dtype=value.dtype.str, shape=list(value.shape))
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.random.Generator):
+        return _tagged("generator", inside(value.bit_generator.state))
+    raise TypeError(
+        f"{where} is a {kind.__name__}, which cannot be stored: a state holds tensors, numbers, strings, None, lists, "
+        "tuples and dicts. Store something simpler, or write `state_dict()` and `load_state_dict()` for the callback."
+    )
+
+
+def _key(key: Any, where: str) -> Any:
+    if type(key) in (str, int, float, bool):
+        return key
+    raise TypeError(f"{where} has the key {key!r}; keys are strings or numbers.")
+
+
+def _tagged(kind: str, value: Any, **more: Any) -> dict[str, Any]:
+    return {_KIND: kind, "value": value, **more}
+
+
+def unplain(value: Any) -> Any:
+    """What `plain` was given."""
+    if isinstance(value, (list, tuple)):
+        return type(value)(unplain(v) for v in value)
+    if isinstance(value, Tensor):
+        return value.clone()
+    if not isinstance(value, dict):
+        return value
+    if _KIND not in value:
+        return {k: unplain(v) for k, v in value.items()}
+    return _UNTAG[value[_KIND]](value)
+
+
+def _generator(tagged: dict[str, Any]) -> np.random.Generator:
+    state = unplain(tagged["value"])
+    bits = getattr(np.random, state["bit_generator"])()
+    bits.state = state
+    return np.random.Generator(bits)
+
+
+_UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "L": lambda t: L(unplain(t["value"])),
+    "path": lambda t: Path(t["value"]),
+    "array": lambda t: np.frombuffer(t["value"].numpy().tobytes(), np.dtype(t["dtype"])).reshape(t["shape"]).copy(),
+    "generator": _generator,
+    "tensor": lambda t: t["value"].to(t["device"] if torch.cuda.is_available() else "cpu", copy=True),
+}
+
+
+# The whole run
+
+
+def capture(learn: Any) -> dict[str, Any]:
+    """Everything a run is, as plain data in host memory; `restore` puts it back."""
+    return {
+        "version": VERSION,
+        "model": plain(_model_state(learn.model), "the model's state"),
+        "modes": [m.training for m in _modules(learn.model)],
+        "trainable": [p.requires_grad for p in _parameters(learn.model)],
+        "grads": [plain(p.grad) for p in _parameters(learn.model)],
+        "opt": None if learn.opt is None else plain(learn.opt.state_dict(), "the optimizer's state"),
+        "counters": plain({n: learn.__dict__.get(n) for n in COUNTERS}),
+        "position": plain(learn._position()),
+        "kept": plain(learn._kept.state_dict()),
+        "pass_random": plain(learn._pass_random),
+        **capture_moving(learn),
+    }
+
+
+def capture_moving(learn: Any) -> dict[str, Any]:
+    """The part of a run that a validation moves: the callbacks' own state and the random generators."""
+    return {"callbacks": callback_states(learn), "random": plain(random_states())}
+
+
+def callback_states(learn: Any) -> list[list[Any]]:
+    """[class name, state] of every callback that has something to keep, in the order of the list."""
+    states = [(cb, cb.state_dict()) for cb in learn.cbs]
+    return [[type(cb).__name__, _plain_items(cb, state)] for cb, state in states if state]
+
+
+def _plain_items(cb: Any, state: dict[str, Any]) -> dict[str, Any]:
+    return {k: plain(v, f"`{type(cb).__name__}.{k}`") for k, v in state.items()}
+
+
+def check_callback_states(learn: Any) -> None:
+    """Raises a TypeError that names callback and attribute, if a state cannot be stored."""
+    for cb in learn.cbs:
+        for name, value in cb.state_dict().items():
+            check_plain(value, f"`{type(cb).__name__}.{name}`")
+
+
+def restore(learn: Any, state: dict[str, Any]) -> None:
+    """Puts back what `capture` took. A state that does not fit is refused before anything is changed."""
+    check_fits(learn, state)
+    if isinstance(learn.model, nn.Module):
+        learn.model.load_state_dict(unplain(state["model"]))
+    for module, training in zip(_modules(learn.model), state["modes"], strict=True):
+        module.training = training
+    saved = zip(_parameters(learn.model), state["trainable"], state["grads"], strict=True)
+    for p, trainable, grad in saved:
+        p.requires_grad_(trainable)
+        p.grad = None if grad is None else unplain(grad).to(p.device, p.dtype)
+    if state["opt"] is not None:
+        learn.opt.load_state_dict(unplain(state["opt"]))
+    for name, value in unplain(state["counters"]).items():
+        learn.__dict__[name] = value
+    learn._kept.load_state_dict(unplain(state["kept"]))
+    learn._pass_random = unplain(state["pass_random"])
+    for cb, cb_state in _matched(learn, state["callbacks"]):
+        cb.load_state_dict(unplain(cb_state))
+    set_random_states(unplain(state["random"]))
+
+
+def check_fits(learn: Any, state: dict[str, Any]) -> None:
+    """ValueError that says what differs, where a state is not one of this learner's."""
+    if not isinstance(state, dict) or state.get("version") != VERSION:
+        raise ValueError("this is no state of a learner: `learn.load_state_dict` takes what `learn.state_dict()` returned.")
+    problems = _differences(_model_state(learn.model), state["model"])
+    if len(list(_modules(learn.model))) != len(state["modes"]):
+        problems.append(f"{len(state['modes'])} modules saved, {len(list(_modules(learn.model)))} here")
+    if state["opt"] is not None and learn.opt is None:
+        problems.append("an optimizer saved, none here: call `learn.create_opt()`")
+    problems += _missing_callbacks(learn, state["callbacks"])
+    if problems:
+        raise ValueError("the state does not fit this learner: " + "; ".join(problems[:5]) + ".")
+
+
+def _differences(here: dict[str, Any], saved: dict[str, Any]) -> list[str]:
+    problems = [f"`{k}` saved but not in the model" for k in saved if k not in here]
+    problems += [f"`{k}` in the model but not saved" for k in here if k not in saved]
+    for name, value in here.items():
+        if isinstance(value, Tensor) and name in saved and unplain(saved[name]).shape != value.shape:
+            problems.append(f"`{name}` is {list(unplain(saved[name]).shape)} saved and {list(value.shape)} here")
+    return problems
+
+
+def _missing_callbacks(learn: Any, saved: list[list[Any]]) -> list[str]:
+    here = [type(cb).__name__ for cb in learn.cbs]
+    wanted = [name for name, _ in saved]
+    missing = sorted({n for n in wanted if wanted.count(n) > here.count(n)})
+    return [f"callback {name} has a saved state but is not on the learner" for name in missing]
+
+
+def _matched(learn: Any, saved: list[list[Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
+    """Saved states with their callbacks: by class name, several of one class in the order of the list."""
+    left = list(learn.cbs)
+    for name, cb_state in saved:
+        cb = next(cb for cb in left if type(cb).__name__ == name)
+        left.remove(cb)
+        yield cb, cb_state
+
+
+def _model_state(model: Any) -> dict[str, Any]:
+    return model.state_dict() if isinstance(model, nn.Module) else {}
+
+
+def _modules(model: Any) -> Iterator[nn.Module]:
+    return model.modules() if isinstance(model, nn.Module) else iter(())
+
+
+def _parameters(model: Any) -> Iterator[nn.Parameter]:
+    return model.parameters() if isinstance(model, nn.Module) else iter(())
+
+
+# Runs beside the training
+
+
+@contextmanager
+def set_aside(learn: Any) -> Iterator[None]:
+    """The loop's numbers, the model's mode module by module and the random generators, put back also after an error."""
+    attributes = {n: learn.__dict__[n] for n in ASIDE if n in learn.__dict__}
+    modes = [(m, m.training) for m in _modules(learn.model)]
+    with preserved_randomness():
+        try:
+            yield
+        finally:
+            for name in ASIDE:
+                learn.__dict__.pop(name, None)
+            learn.__dict__.update(attributes)
+            for module, training in modes:
+                module.training = training

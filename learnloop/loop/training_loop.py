@@ -1,0 +1,165 @@
+"""The loop: fit, epoch, batch, step, in that order. What it leans on lies in the rooms beside it."""
+
+from typing import Any
+
+import torch
+
+from learnloop.data.batches import on_device, to_device
+from learnloop.loop.current import CurrentBatch
+from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
+from learnloop.loop.kept import FOLD, Kept
+from learnloop.loop.passes import Passes, check_not_empty, opened, phase_batches
+from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
+from learnloop.loop.state import check_callback_states
+
+
+class TrainingLoop(CurrentBatch):
+    """Trains `model` on `dls.train` and validates it on `dls.valid`, event by event.
+
+    What it keeps on itself is annotated with unit and lifetime; callbacks read all of it and may write most.
+    """
+
+    opt: Any = None  # the optimizer; None before the first fit
+
+    n_epoch: int = 1  # epochs of this fit
+    n_step: int | None = None  # updates of this fit, where `fit(n_step=…)` counts those
+    valid_every: int = 0  # updates per epoch of `fit(n_step=…)`
+    epoch: int = 0  # number within this fit, from 0; kept after it
+    train_iter: int = 0  # training batches done in this fit, cancelled ones included
+    opt_iter: int = 0  # updates done in this fit: steps that ended normally
+    stepped: bool = False  # whether this batch made an update
+    pct_train: float = 0.0  # part of this fit's training that is done, 0 to 1
+    interrupted: bool = False  # Ctrl-C is ending this fit
+    final_record: Any  # the last row of numbers, set by the Recorder; absent before the first
+
+    _kept: Kept  # losses and rates of this fit
+    _call: FitCall | None = None  # the last fit's arguments, for `resume()`
+    _point: dict[str, Any] | None = None  # the state that `resume()` goes on from
+    _resuming: dict[str, Any] | None = None  # the same, until the resumed fit has come to where it was taken
+    _stage: tuple[str, int] = ("fit", 0)  # the last place from which a fit can go on, and its epoch
+    _first_epoch: int = 0
+    _batches_done: int = 0  # in this training phase
+    _data_seed: int = 0  # of the data's order and augmentation in this fit
+    _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
+    _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
+    _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
+    _depth: int = 0  # runs nested in the active one
+    _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
+
+    def __init__(self) -> None:
+        self._kept = Kept()
+        super().__init__()
+
+    def _do_fit(self) -> None:
+        check_callback_states(self)
+        arrive(self, "fit", self._first_epoch)
+        for self.epoch in range(self._first_epoch, self.n_epoch):
+            run_span(self, EPOCH, self._do_epoch)
+            arrive(self, "fit", self.epoch + 1)
+
+    def _do_epoch(self) -> None:
+        arrive(self, "epoch", self.epoch)
+        if not resumes_at(self, "validate"):
+            self._do_epoch_train()
+        arrive(self, "validate", self.epoch)
+        if self._loader(1) is not None:
+            self._do_epoch_validate()
+
+    def _do_epoch_train(self) -> None:
+        self._begin_phase(self._loader(0), training=True)
+        self.pct_train = self.epoch / self.n_epoch if self.n_step is None else self.opt_iter / self.n_step
+        run_span(self, TRAIN, self.all_batches)
+
+    def _do_epoch_validate(self, ds_idx: int = 1, dl: Any = None) -> None:
+        self._begin_phase(self._loader(ds_idx) if dl is None else dl, training=False)
+        with torch.no_grad():
+            run_span(self, VALIDATE, self.all_batches)
+
+    def all_batches(self) -> None:
+        """Trains or evaluates the model on all batches of `dl`."""
+        self._begin_phase(self.dl, self.training)
+        start = first_batch(self) if self.training else 0
+        with opened(self, phase_batches(self, start)) as stream:
+            if self.training:
+                arrive(self, "train", self.epoch)
+            for self.iter, self.batch in enumerate(stream, start):
+                self.one_batch(self.iter, self.batch)
+        check_not_empty(self, start)
+
+    def one_batch(self, i: int, batch: Any) -> None:
+        """Trains or evaluates the model on one batch, number `i` of its phase."""
+        self.iter, self.stepped = i, False
+        device = self._device or self._find_device()
+        self._split(batch if on_device(batch, device) else to_device(batch, device))
+        del batch  # a traceback keeps this frame
+        run_span(self, BATCH, self._do_one_batch, self._count)
+        self.batch = None
+
+    def _do_one_batch(self) -> None:
+        self._predict()
+        self("after_pred")
+        if self._has_loss():
+            self._compute_loss()
+        self("after_loss")
+        if self.training and self._has_loss() and self._is_trainable():
+            self._do_grad_opt()
+
+    def _do_grad_opt(self) -> None:
+        run_span(self, BACKWARD, self._backward)
+        run_span(self, STEP, self._step)
+        self.opt.zero_grad()  # after the step, not before backward: accumulation leaves gradients on purpose
+
+    def _backward(self) -> None:
+        self._graph_loss().backward()
+
+    def _step(self) -> None:
+        self.opt.step()
+        self.opt_iter += 1
+        self.stepped = True
+
+    def _count(self) -> None:
+        """What every batch moves, a cancelled one too: the kept losses and rates, the counters, the progress."""
+        loss = self._finished_loss()
+        if loss is not None:
+            self._last_loss = loss
+        if not self.training:
+            return
+        if loss is not None:
+            self._kept.losses.append(loss)
+            self._kept.rates.append(self.opt.hypers[-1]["lr"] if self.opt is not None else 0.0)
+        self.train_iter += 1
+        if not self.train_iter % FOLD:
+            self._kept.fold()
+        self._batches_done = self.iter + 1  # type: ignore[operator]
+        if self._passes is not None:
+            self._passes.mark()
+            self.pct_train = min(1.0, self.opt_iter / self.n_step)  # type: ignore[operator]
+        elif self.n_iter:
+            self.pct_train += 1.0 / (self.n_iter * self.n_epoch)
+
+    def _loader(self, ds_idx: int) -> Any:
+        """A loader by its number; None for a validation loader that is not there."""
+        if hasattr(self.dls, "__getitem__"):
+            return None if ds_idx == 1 and len(self.dls) < 2 else self.dls[ds_idx]
+        return (self.dls.train, getattr(self.dls, "valid", None))[ds_idx]
+
+    def _stop_here(self) -> None:
+        stop_if_asked(self)
+
+    def _too_late(self) -> KeyboardInterrupt:
+        """The second Ctrl-C, kept while a cleanup was running."""
+        self._stop_late, self._point = False, None
+        return KeyboardInterrupt()
+
+    def _position(self) -> dict[str, Any]:
+        return position(self)
+
+    def _release(self) -> None:
+        """Lets go of everything that a run held: loader, batch, graph, passes, states taken on the way."""
+        self._release_batch()
+        self._resuming = self._validation_start = self._pass_random = None
+        if self._passes is not None:
+            self._passes.close()
+            self._passes = None
+
+    _end_cleanup = _release  # the name by which fastai's callbacks know it

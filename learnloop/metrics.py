@@ -1,0 +1,304 @@
+"""Metrics: numbers over an epoch, built up batch by batch without waiting for the accelerator."""
+
+import functools
+from collections.abc import Callable, Sequence
+from numbers import Real
+from typing import Any
+
+import torch
+from fastcore.basics import class2attr
+from torch import Tensor
+
+from learnloop.data.batches import find_bs
+
+__all__ = [
+    "AvgLoss",
+    "AvgMetric",
+    "AvgSmoothLoss",
+    "Metric",
+    "ValueMetric",
+    "accuracy",
+    "error_rate",
+    "flatten_check",
+    "mk_metric",
+    "smooth",
+]
+
+FOLD = 256  # entries kept one by one before they become one: bounds memory, and the size of a stored state
+
+Number = Tensor | float
+
+
+class Metric:
+    """One number over the batches of an epoch. A subclass fills in `reset`, `accumulate` and `value`."""
+
+    def reset(self) -> None:
+        """Forget everything: a new epoch begins."""
+
+    def accumulate(self, learn: Any) -> None:
+        """Take in the batch just done; reads `learn.pred`, `learn.yb`, `learn.loss`."""
+
+    @property
+    def value(self) -> Any:
+        """The number so far; None before the first batch."""
+        raise NotImplementedError(f"`{type(self).__name__}` has no `value`. Define it as a property.")
+
+    @property
+    def name(self) -> str:
+        """The column's title: the class name in snake case, without `Metric`."""
+        return class2attr(self, "Metric")
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was gathered so far: every attribute made of numbers and tensors. Override it for other kinds."""
+        return {name: _copied(value) for name, value in vars(self).items() if _is_plain(value)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state_dict()`, to the bit."""
+        for name, value in state.items():
+            setattr(self, name, _copied(value))
+
+
+class AvgMetric(Metric):
+    """The mean of `func(pred, *yb)` over an epoch, each batch weighted with its size; batches without `yb` are skipped.
+
+    `value` is a tensor on the device of the predictions, or a float where `func` returns python numbers.
+    """
+
+    def __init__(self, func: Callable[..., Number]) -> None:
+        self.func = func
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Number = 0.0  # what was folded: sum of value times batch size
+        self.count = 0  # number of items folded
+        self._recent: list[tuple[Number, int]] = []  # (value, batch size) of the batches since the last fold
+
+    def accumulate(self, learn: Any) -> None:
+        if not len(learn.yb):
+            return
+        self._recent.append((_one_number(self.func(learn.pred, *learn.yb), self), find_bs(learn.yb)))
+        if len(self._recent) == FOLD:
+            self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
+
+    @property
+    def value(self) -> Number | None:
+        total, count = _folded(self.total, self.count, self._recent)  # not kept: reading must not move a rounding
+        return total / count if count else None
+
+    @property
+    def name(self) -> str:
+        return _name_of(self.func)
+
+
+class AvgLoss(Metric):
+    """The mean loss over an epoch, each batch weighted with its size: that of `yb`, or of `xb` where that is empty."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Number = 0.0  # as in AvgMetric
+        self.count = 0
+        self._recent: list[tuple[Number, int]] = []
+
+    def accumulate(self, learn: Any) -> None:
+        size = find_bs(learn.yb if len(learn.yb) else learn.xb)
+        self._recent.append((_one_number(_mean(learn.loss), self), size))
+        if len(self._recent) == FOLD:
+            self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
+
+    @property
+    def value(self) -> Number | None:
+        total, count = _folded(self.total, self.count, self._recent)
+        return total / count if count else None
+
+    @property
+    def name(self) -> str:
+        return "loss"
+
+
+class AvgSmoothLoss(Metric):
+    """The exponentially weighted mean of the losses, debiased; `beta` is the weight of the past, 0 <= beta < 1.
+
+    Losses are kept on their device until `value` is read, which brings them to the host in one transfer.
+    `value` is a tensor in host memory.
+    """
+
+    def __init__(self, beta: float = 0.98) -> None:
+        if not 0 <= beta < 1:
+            raise ValueError(f"`beta` is {beta}, but the past weighs at least 0 and less than 1. The default is 0.98.")
+        self.beta = beta
+        self.reset()
+
+    def reset(self) -> None:
+        self.val = 0.0  # the running mean, not debiased, over the losses taken to the host
+        self.count = 0  # losses seen, those that wait included
+        self._waiting: list[Tensor] = []  # losses not yet on the host, older ones as stacks of FOLD
+        self._recent: list[Tensor] = []
+
+    def accumulate(self, learn: Any) -> None:
+        self.count += 1
+        self._recent.append(torch.as_tensor(_one_number(_mean(learn.loss), self)))
+        if len(self._recent) == FOLD:
+            self._waiting.append(_stacked(self._recent))
+            self._recent = []
+
+    @property
+    def value(self) -> Tensor | None:
+        self._settle()
+        return torch.tensor(self.val / (1 - self.beta**self.count)) if self.count else None
+
+    def state_dict(self) -> dict[str, Any]:
+        self._settle()
+        return {"val": self.val, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reset()
+        self.val, self.count = state["val"], state["count"]
+
+    def _settle(self) -> None:
+        """Bring the losses that wait to the host and into `val`; the order of losses decides, not when it is done."""
+        if not self._waiting and not self._recent:
+            return
+        blocks = [*self._waiting, _stacked(self._recent)] if self._recent else self._waiting
+        device = blocks[-1].device
+        for loss in torch.cat([block.to(device) for block in blocks]).tolist():
+            self.val = blend(loss, self.val, self.beta)
+        self._waiting, self._recent = [], []
+
+
+class ValueMetric(Metric):
+    """A number computed elsewhere, for instance by a callback: `func()` when it is read."""
+
+    def __init__(self, func: Callable[[], Any], metric_name: str | None = None) -> None:
+        self.func, self.metric_name = func, metric_name
+
+    @property
+    def value(self) -> Any:
+        return self.func()
+
+    @property
+    def name(self) -> str:
+        return self.metric_name or _name_of(self.func)
+
+
+def mk_metric(m: Any) -> Metric:
+    """A metric from what a user wrote: a Metric, a Metric class, or a function of `(pred, *yb)`, which is averaged."""
+    made = m() if isinstance(m, type) else m
+    if isinstance(made, Metric):
+        return made
+    if not callable(made):
+        raise TypeError(f"`metrics` holds {m!r}, which is no metric. Pass a function of (pred, *yb), or a `Metric`.")
+    return AvgMetric(made)
+
+
+def smooth(losses: Sequence[float], beta: float, val: float = 0.0, count: int = 0) -> list[float]:
+    """The running mean after each of the losses, weighted exponentially and debiased.
+
+    `val` and `count`: the running mean (not debiased) and the number of losses before these.
+    """
+    means = []
+    for n, loss in enumerate(losses, count + 1):
+        val = blend(loss, val, beta)
+        means.append(val / (1 - beta**n))
+    return means
+
+
+# -- functions of predictions and targets
+
+
+def flatten_check(inp: Tensor, targ: Tensor) -> tuple[Tensor, Tensor]:
+    """Both as vectors; ValueError where they have not the same number of elements."""
+    if inp.numel() != targ.numel():
+        raise ValueError(
+            f"the predictions have shape {tuple(inp.shape)} and the targets {tuple(targ.shape)}: not as many. "
+            "`axis` names the dimension of the classes, which targets do not have."
+        )
+    return inp.reshape(-1), targ.reshape(-1)
+
+
+def accuracy(inp: Tensor, targ: Tensor, axis: int = -1) -> Tensor:
+    """The share of predictions whose largest entry along `axis` is at the index that the target names."""
+    pred = inp.argmax(dim=axis)
+    if pred.shape != targ.shape:
+        pred, targ = flatten_check(pred, targ)
+    return (pred == targ).float().mean()
+
+
+def error_rate(inp: Tensor, targ: Tensor, axis: int = -1) -> Tensor:
+    """1 - `accuracy`."""
+    return 1 - accuracy(inp, targ, axis=axis)
+
+
+# -- averaging
+
+
+def _folded(total: Number, count: int, recent: list[tuple[Number, int]]) -> tuple[Number, int]:
+    """`total` and `count` with the (value, batch size) pairs in `recent` added."""
+    if not recent:
+        return total, count
+    values, sizes = zip(*recent, strict=True)
+    return total + _weighted_sum(values, sizes), count + sum(sizes)
+
+
+def _weighted_sum(values: Sequence[Number], sizes: Sequence[int]) -> Number:
+    """The sum of value times size, on the device of the values; pairwise in float32, so that many do not drift."""
+    if not any(isinstance(value, Tensor) for value in values):
+        return sum(value * size for value, size in zip(values, sizes, strict=True))
+    stacked = _stacked(values)
+    weights = torch.tensor(sizes, dtype=stacked.dtype).to(stacked.device, non_blocking=True)  # a plain copy would wait
+    return (stacked * weights).sum()
+
+
+def _stacked(values: Sequence[Number]) -> Tensor:
+    """Single numbers as one vector where the last tensor among them lies, float64 if any is, else float32."""
+    device = next(value.device for value in reversed(values) if isinstance(value, Tensor))
+    vector = torch.stack([torch.as_tensor(value, device=device) for value in values])
+    return vector if vector.dtype == torch.float64 else vector.float()
+
+
+def blend(loss: float, val: float, beta: float) -> float:
+    """The running mean `val` with one more loss in it; not debiased."""
+    return loss + beta * (val - loss)
+
+
+def _mean(loss: Any) -> Any:
+    """A loss that was not reduced, reduced."""
+    return loss.mean() if isinstance(loss, Tensor) and loss.ndim else loss
+
+
+def _one_number(value: Any, metric: Metric) -> Number:
+    """What a metric's function returned, if that is one number: a float, or a tensor without graph of its own."""
+    if isinstance(value, Tensor) and value.numel() == 1:
+        value = value.detach() if value.requires_grad else value
+        return (value if value.ndim == 0 else value.reshape(())).clone()  # it may be a buffer that the model writes to
+    if isinstance(value, Real):
+        return float(value)
+    if (shape := getattr(value, "shape", None)) is None:
+        raise TypeError(f"metric `{metric.name}` returned {value!r}; it needs one number per batch. Return a tensor.")
+    raise ValueError(
+        f"metric `{metric.name}` returned shape {tuple(shape)}; it needs one number per batch. Return its `.mean()`."
+    )
+
+
+def _name_of(func: Any) -> str:
+    """The name a function was defined with, under any partials; the class name of an object."""
+    while isinstance(func, functools.partial):
+        func = func.func
+    return getattr(func, "__name__", type(func).__name__)
+
+
+# -- state
+
+
+def _is_plain(value: Any) -> bool:
+    if type(value) in (list, tuple):
+        return all(_is_plain(item) for item in value)
+    return value is None or type(value) in (bool, int, float) or isinstance(value, Tensor)
+
+
+def _copied(value: Any) -> Any:
+    """A copy that later batches do not change."""
+    if type(value) in (list, tuple):
+        return type(value)(_copied(item) for item in value)
+    return value.detach().clone() if isinstance(value, Tensor) else value

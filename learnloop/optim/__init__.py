@@ -1,0 +1,1 @@
+"""Optimizers and schedules: plain tools over parameters and progress; imports nothing from `loop` or `callbacks`."""

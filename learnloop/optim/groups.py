@@ -1,0 +1,49 @@
+"""Which parameters form a group: splitters, and the parameters that weight decay or freezing leaves alone."""
+
+from typing import Any
+
+from fastcore.foundation import L
+from torch import nn
+
+from learnloop.optim.optimizer import OptimizerFace
+
+NORMS = (
+    nn.modules.batchnorm._BatchNorm,
+    nn.modules.instancenorm._InstanceNorm,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.RMSNorm,
+)
+
+
+def params(model: Any) -> L:
+    """All parameters of a model."""
+    return L(model.parameters() if isinstance(model, nn.Module) else ())
+
+
+def trainable_params(model: Any) -> L:
+    """The parameters of a model that require a gradient: the splitter that makes one group."""
+    return L(p for p in params(model) if p.requires_grad)
+
+
+def norm_bias_params(model: nn.Module, with_bias: bool = True) -> L:
+    """The parameters of normalization layers, and every bias unless `with_bias=False`."""
+    found: dict[int, Any] = {}
+    for module in model.modules() if isinstance(model, nn.Module) else ():
+        if isinstance(module, NORMS):
+            found |= {id(p): p for p in module.parameters(recurse=False)}
+        elif with_bias and isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+            found[id(bias)] = bias
+    return L(found.values())
+
+
+class NothingToTrain(OptimizerFace):
+    """The optimizer of a model without trainable parameters: one empty group with hypers, a step that does nothing."""
+
+    def __init__(self, lr: Any):
+        self.param_lists, self.hypers = L([L()]), L([{}])
+        self._state, self._version, self._required, self.frozen_idx = {}, 0, (), 0  # type: ignore[assignment]
+        self.set_hypers(lr=lr)
+
+    def step(self, closure: Any = None) -> None:
+        """There is nothing to update."""
