@@ -32,7 +32,7 @@ from learnloop.metrics import (
 )
 from learnloop.optim.algorithms import SGD, Adam
 from learnloop.optim.groups import norm_bias_params, params, trainable_params
-from learnloop.optim.optimizer import Optimizer, OptimWrapper
+from learnloop.optim.optimizer import Optimizer
 from learnloop.optim.schedules import (
     SchedCos,
     SchedExp,
@@ -47,5 +47,56 @@ from learnloop.optim.schedules import (
     sched_lin,
     sched_no,
 )
+from learnloop.optim.wrapper import OptimWrapper
 
-__all__ = sorted(name for name in dir() if not name.startswith("_") and name not in {"callbacks", "data", "learner", "loop", "metrics", "optim", "plots"})
+__all__ = [
+    "SGD",
+    "Adam",
+    "AvgLoss",
+    "AvgMetric",
+    "AvgSmoothLoss",
+    "Callback",
+    "CancelBackwardException",
+    "CancelBatchException",
+    "CancelEpochException",
+    "CancelException",
+    "CancelFitException",
+    "CancelStepException",
+    "CancelTrainException",
+    "CancelValidException",
+    "DataLoaders",
+    "Learner",
+    "Metric",
+    "OptimWrapper",
+    "Optimizer",
+    "OrderingError",
+    "ParamScheduler",
+    "ProgressCallback",
+    "Recorder",
+    "SchedCos",
+    "SchedExp",
+    "SchedLin",
+    "SchedNo",
+    "SchedPoly",
+    "SkipToEpoch",
+    "TensorLoader",
+    "TrainEvalCallback",
+    "ValueMetric",
+    "accuracy",
+    "annealer",
+    "before_batch_cb",
+    "combine_scheds",
+    "combined_cos",
+    "datasets",
+    "defaults",
+    "error_rate",
+    "event",
+    "mk_metric",
+    "norm_bias_params",
+    "params",
+    "sched_cos",
+    "sched_exp",
+    "sched_lin",
+    "sched_no",
+    "trainable_params",
+]

@@ -1,6 +1,5 @@
 """The Learner: a model, data, a loss and an optimizer together, with everything that one can type on it."""
 
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
-from torch import nn
 
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.progress import ProgressCallback
@@ -27,11 +25,11 @@ from learnloop.loop.runs import end_run, run_beside
 from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
 from learnloop.loop.state import capture, check_fits, restore
 from learnloop.loop.training_loop import TrainingLoop
-from learnloop.metrics import Metric, mk_metric
+from learnloop.metrics import mk_metric
 from learnloop.optim.algorithms import Adam
 from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_params
-from learnloop.optim.optimizer import OptimizerFace, OptimWrapper
 from learnloop.optim.schedules import combined_cos
+from learnloop.optim.wrapper import OptimWrapper
 
 #: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
 defaults = SimpleNamespace(
@@ -164,7 +162,7 @@ class Learner(TrainingLoop):
         n_step: int | None = None,
         valid_every: int | None = None,
     ) -> None:
-        """Trains with the 1cycle policy: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
+        """Trains with one cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
         if self.opt is None or reset_opt:
             self.create_opt()
         lr_max = self._per_group("lr", self.lr if lr_max is None else lr_max)
@@ -181,7 +179,7 @@ class Learner(TrainingLoop):
         return np.array([hyper[name] for hyper in self.opt.hypers])
 
     def create_opt(self) -> None:
-        """Makes the optimizer from `opt_func`, `splitter` and `lr`, with the flags of biases and normalization layers."""
+        """Makes the optimizer from `opt_func`, `splitter` and `lr`, and flags biases and normalization layers."""
         rate = getattr(self.opt_func, "keywords", {}).get("lr")
         if isinstance(self.opt_func, partial) and rate is not None:
             self.lr = rate
@@ -218,7 +216,7 @@ class Learner(TrainingLoop):
         dl: Any = None,  # another loader
         cbs: Any = None,  # callbacks for this run only
     ) -> Any:
-        """Loss and metrics on a loader, as an `L`; moves no counter, record, mode or random generator of the training."""
+        """Loss and metrics on a loader, as an `L`; moves nothing of the training: counters, record, modes, random states."""
         loader = self._loader(ds_idx) if dl is None else dl
         if loader is None:
             raise ValueError("there is no validation loader: pass one to DataLoaders, or `validate(dl=…)`.")
@@ -284,7 +282,7 @@ class Learner(TrainingLoop):
     # State
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything a run is, as plain data in host memory: weights, optimizer, counters, callbacks, record, position."""
+        """Everything a run is, as plain data in host memory: weights, optimizer, counters, callbacks, position."""
         return capture(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -306,7 +304,8 @@ class Learner(TrainingLoop):
     def show_training_loop(self) -> None:
         """Prints every event in firing order with the callbacks that hear it, in their order."""
         for event in LOOP:
-            print(f"{'  ' * event.depth}{event.name:<{26 - 2 * event.depth}} {list(self.ordered_cbs(event.name)) or ''}".rstrip())
+            title = "  " * event.depth + event.name
+            print(f"{title:<26} {list(self.ordered_cbs(event.name)) or ''}".rstrip())
 
     @contextmanager
     def no_bar(self) -> Iterator["Learner"]:
@@ -355,7 +354,9 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 def _check_parts(dls: Any, model: Any, loss_func: Any) -> None:
     if not hasattr(dls, "train"):
-        raise TypeError(f"`dls` is a {type(dls).__name__}; put the loaders together first: `DataLoaders(train, valid)`.")
+        raise TypeError(
+            f"`dls` is a {type(dls).__name__}; put the loaders together first: `DataLoaders(train, valid)`."
+        )
     if not callable(model):
         raise TypeError(f"`model` is a {type(model).__name__}, which cannot be called; pass a module or a function.")
     if isinstance(loss_func, type):

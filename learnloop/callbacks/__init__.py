@@ -1,1 +1,1 @@
-"""Callbacks, one family of behaviour per file; may import the loop, `data`, `optim`, `metrics` and `plots`, no learner."""
+"""Callbacks, one family of behaviour per file; may import the loop and what lies below it, no learner."""

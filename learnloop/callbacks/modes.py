@@ -8,7 +8,7 @@ from learnloop.loop.callback import Callback
 
 
 class TrainEvalCallback(Callback):
-    """Moves model and loss to the device, resets the model, and puts it in the mode of the phase. Cost per batch: none."""
+    """Moves model and loss to the device, resets the model, sets the mode of the phase. Cost per batch: none."""
 
     order = -10
 

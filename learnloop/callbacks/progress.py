@@ -58,7 +58,9 @@ class ProgressCallback(Callback):
             return
         self._close_bar()
         total = self.learn.n_iter
-        self.pbar = live[1](range(total or 0), total="noinfer" if total is None else total, parent=self.mbar, leave=False)
+        self.pbar = live[1](
+            range(total or 0), total="noinfer" if total is None else total, parent=self.mbar, leave=False
+        )
         self.pbar.update(0)
         self._next = time.perf_counter() + DRAW_EVERY
 

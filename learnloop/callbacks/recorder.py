@@ -216,7 +216,9 @@ class Recorder(Callback):
         names = list(self.hps) if keys is None else [keys] if isinstance(keys, str) else list(keys)
         unknown = [n for n in names if n not in self.hps]
         if unknown:
-            raise ValueError(f"no schedule of {', '.join(unknown)} was recorded; there is {', '.join(self.hps) or 'none'}.")
+            raise ValueError(
+                f"no schedule of {', '.join(unknown)} was recorded; there is {', '.join(self.hps) or 'none'}."
+            )
         return plots.plot_schedules({n: self.hps[n] for n in names}, figsize)
 
 

@@ -19,7 +19,9 @@ class ParamScheduler(Callback):
 
     def __init__(self, scheds: Mapping[str, Callable[[float], Any]]):
         if not isinstance(scheds, Mapping) or not all(callable(f) for f in scheds.values()):
-            raise TypeError(f"`scheds={scheds!r}`: pass a dict from hyper to schedule, like {{'lr': SchedCos(1e-2, 0)}}.")
+            raise TypeError(
+                f"`scheds={scheds!r}`: pass a dict from hyper to schedule, like {{'lr': SchedCos(1e-2, 0)}}."
+            )
         self.scheds = scheds
 
     def before_fit(self) -> None:

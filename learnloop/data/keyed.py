@@ -241,4 +241,3 @@ class _KeyedDataset:
 
 def _as_it_is(batch: Any) -> Any:
     return batch
-

@@ -1,4 +1,4 @@
-"""Loaders: a training and a validation loader together (`DataLoaders`), and one for tensors in memory (`TensorLoader`)."""
+"""Loaders: training and validation together (`DataLoaders`), and one for tensors in memory (`TensorLoader`)."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -34,7 +34,9 @@ class DataLoaders:
             raise ValueError("DataLoaders() got no loader; pass a training loader, and a validation loader after it.")
         for i, loader in enumerate(loaders):
             if not hasattr(loader, "__iter__"):
-                raise TypeError(f"loader {i} is a {type(loader).__name__}, which cannot be iterated; pass an iterable of batches.")
+                raise TypeError(
+                    f"loader {i} is a {type(loader).__name__}, which cannot be iterated; pass an iterable of batches."
+                )
         self.loaders, self.path, self.keyed = list(loaders), Path(path), keyed
         self._n_inp, self._device = n_inp, None
         self.targets = (targets,) if isinstance(targets, str) else targets
@@ -137,12 +139,14 @@ class DataLoaders:
         raise ValueError("the training loader is empty: it yields no batch.")
 
     def test_dl(self, items: Any, bs: int | None = None, **kwargs: Any) -> Any:
-        """An unshuffled loader over `items` (tensors, a dataset or a list) that otherwise is like the validation loader."""
+        """An unshuffled loader over `items` (tensors, a dataset, a list), otherwise like the validation loader."""
         like = self.loaders[min(1, len(self.loaders) - 1)]
         if isinstance(like, TensorLoader):
             tensors = items if isinstance(items, (tuple, list)) else (items,)
             return TensorLoader(*tensors, bs=bs or like.bs, device=like.device, **kwargs)
-        options = {"collate_fn": like.collate_fn, "num_workers": like.num_workers} if isinstance(like, DataLoader) else {}
+        options = (
+            {"collate_fn": like.collate_fn, "num_workers": like.num_workers} if isinstance(like, DataLoader) else {}
+        )
         return DataLoader(items, batch_size=bs or getattr(like, "batch_size", None) or 64, **{**options, **kwargs})
 
     def __repr__(self) -> str:
@@ -241,4 +245,3 @@ class TensorLoader:
 
     def __repr__(self) -> str:
         return f"TensorLoader({self.n} samples, bs={self.bs}, shuffle={self.shuffle}, {self.device})"
-

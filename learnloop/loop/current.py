@@ -1,4 +1,4 @@
-"""The batch in hand: split into inputs and targets, called through the model, with a loss to read and one to go back through."""
+"""The batch in hand: its inputs and targets, the prediction, a loss to read and one to go back through."""
 
 from typing import Any
 
@@ -79,7 +79,7 @@ class CurrentBatch(Dispatcher):
 
     def _begin_phase(self, dl: Any, training: bool) -> None:
         """What is decided once per phase, not once per batch."""
-        self.dl, self.training, self.n_iter, self.iter, self.batch = dl, training, length(dl), None, None
+        self.dl, self.training, self.n_iter, self.batch = dl, training, length(dl), None
         self._n_inp, self._caller, self._device = known_n_inp(self.dls, dl), None, self._find_device()
 
     def _find_device(self) -> torch.device:
@@ -96,10 +96,8 @@ class CurrentBatch(Dispatcher):
 
     def _predict(self) -> None:
         xb = self.xb
-        if len(xb) == 1 and not isinstance(xb[0], Tensor):
-            output = self._call_model(xb)
-        else:
-            output = self.model(*xb)
+        structured = len(xb) == 1 and not isinstance(xb[0], Tensor)
+        output = self._call_model(xb) if structured else self.model(*xb)
         if isinstance(output, (Tensor, tuple)):
             self.pred = output
         else:
@@ -113,7 +111,7 @@ class CurrentBatch(Dispatcher):
         return self._caller[1](xb)
 
     def _has_loss(self) -> bool:
-        """Whether there is something to compare with, asked again after `after_loss`: a callback may have filled `yb`."""
+        """Whether there is something to learn from; asked again after `after_loss`, which may have set `yb`."""
         return bool(len(self.yb)) or self._output_loss is not None
 
     def _compute_loss(self) -> None:

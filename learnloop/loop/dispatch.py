@@ -96,7 +96,7 @@ class Dispatcher:
         )
         if taken:
             raise ValueError(
-                f"`{type(cb).__name__}` would hide `learn.{name}`: a callback is reached by its class name in snake case. "
+                f"`{type(cb).__name__}` would hide `learn.{name}`: its class name in snake case is how it is reached. "
                 f"Rename the class, for example to `My{type(cb).__name__}`."
             )
 
@@ -267,7 +267,7 @@ def _has_handlers(thing: Any) -> bool:
 def _listed(cbs: Any) -> list[Any]:
     if cbs is None:
         return []
-    return list(cbs) if isinstance(cbs, (list, tuple, L, set)) or isinstance(cbs, types.GeneratorType) else [cbs]
+    return list(cbs) if isinstance(cbs, (list, tuple, L, set, types.GeneratorType)) else [cbs]
 
 
 def _handlers(cb: Callback) -> Iterator[tuple[str, Handler]]:
@@ -279,7 +279,10 @@ def _handlers(cb: Callback) -> Iterator[tuple[str, Handler]]:
     for name in handled_events(cb):
         handler = handler_of(cb, name)
         if handler is not None:
-            yield name, handler if getattr(handler, "__self__", None) is cb else types.MethodType(_ignoring_self(handler), cb)
+            yield (
+                name,
+                handler if getattr(handler, "__self__", None) is cb else types.MethodType(_ignoring_self(handler), cb),
+            )
 
 
 def _caller_of(event_name: str) -> Callable[[Callback], Any]:

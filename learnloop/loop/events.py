@@ -1,4 +1,4 @@
-"""The events, written down once in firing order. The dispatcher, the checks, the printouts and the tests derive from it."""
+"""The events, written down once in firing order; dispatcher, checks, printouts and tests derive from this list."""
 
 from difflib import get_close_matches
 from typing import NamedTuple
@@ -25,7 +25,7 @@ before_fit                      a fit begins
     after_cancel_train          the training phase was cancelled
     after_train                 the training phase is over
     cleanup_train               the training phase is over, whatever happened
-    before_validate             the validation phase begins; its batches fire the batch events above, without backward and step
+    before_validate             the validation phase begins; its batches fire the events above, up to after_loss
     after_cancel_validate       the validation phase was cancelled
     after_validate              the validation phase is over
     cleanup_validate            the validation phase is over, whatever happened
@@ -62,9 +62,7 @@ PREFIXES = ("before_", "after_", "cleanup_")
 
 #: Events that `run_train` and `run_valid` filter: everything inside the batch span, its cancel included, no cleanups.
 BATCH_EVENTS = tuple(
-    n
-    for n in EVENTS[EVENTS.index("before_batch") : EVENTS.index("cleanup_batch")]
-    if not n.startswith("cleanup_")
+    n for n in EVENTS[EVENTS.index("before_batch") : EVENTS.index("cleanup_batch")] if not n.startswith("cleanup_")
 )
 
 #: What fastai called these events before, and the name of today.

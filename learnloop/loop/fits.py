@@ -33,13 +33,15 @@ class FitCall:
     def checked(self, learn: Any) -> "FitCall":
         """The call with its callbacks made, so that a resume adds the same instances."""
         if learn.task is not None:
-            raise RuntimeError("`fit` was called while a run is active: a fit inside a fit would overwrite its own place.")
+            raise RuntimeError(
+                "`fit` was called while a run is active, which it would overwrite. Call it after that run."
+            )
         if (self.n_epoch is None) == (self.n_step is None):
             raise ValueError("pass either `fit(n_epoch)` or `fit(n_step=…, valid_every=…)`.")
         for name in ("n_epoch", "start_epoch", "n_step", "valid_every"):
             _check_count(name, getattr(self, name), least=1 if name in ("n_step", "valid_every") else 0)
         if self.valid_every is not None and self.n_step is None:
-            raise ValueError("`valid_every` counts updates: it goes with `n_step`. `fit(n_epoch)` validates every epoch.")
+            raise ValueError("`valid_every` goes with `n_step`; `fit(n_epoch)` validates every epoch.")
         _check_loaders(learn)
         return replace(self, cbs=instances(self.cbs))
 
@@ -68,8 +70,8 @@ def _check_loaders(learn: Any) -> None:
         dl = learn._loader(ds_idx)
         if dl is not None and length(dl) == 0:
             raise ValueError(
-                f"the {name} loader is empty: {type(dl).__name__} has 0 batches. Check its data, and `drop_last` with a "
-                "batch size above the number of samples."
+                f"the {name} loader is empty: {type(dl).__name__} has 0 batches. Check its data, and "
+                "`drop_last` with a batch size above the number of samples."
             )
 
 
@@ -158,5 +160,9 @@ def _stopped(learn: Any) -> KeyboardInterrupt:
     if not learn.interrupted:
         return keyboard_interrupt("when the fit was ending already", goes_on=False)
     stage, epoch = learn._stage
-    places = {"train": f"before batch {learn._batches_done} of epoch {epoch}", "validate": f"in the validation of epoch {epoch}"}
-    return keyboard_interrupt(places.get(stage, f"before epoch {epoch}"), goes_on=learn._point is not None)
+    where = f"before epoch {epoch}"
+    if stage == "train":
+        where = f"before batch {learn._batches_done} of epoch {epoch}"
+    elif stage == "validate":
+        where = f"in the validation of epoch {epoch}"
+    return keyboard_interrupt(where, goes_on=learn._point is not None)

@@ -53,15 +53,15 @@ def _must_wait(frame: FrameType | None) -> bool:
     if frame is not None and frame.f_code in _UNCUT:
         return True
     while frame is not None:
-        if frame.f_code in _UNCUT and not frame.f_code.co_name == "run_span":
+        if frame.f_code in _UNCUT and frame.f_code.co_name != "run_span":
             return True
         frame = frame.f_back
     return False
 
 
 def keyboard_interrupt(where: str, goes_on: bool) -> KeyboardInterrupt:
-    """An exact KeyboardInterrupt that a notebook shows as one line: shells must see the signal, not a subclass's exit code."""
-    then = "`learn.resume()` goes on from there." if goes_on else "It cannot go on exactly from there; fit again, or load a file."
+    """An exact KeyboardInterrupt, not a subclass, which would exit with 1; a notebook shows it as one line."""
+    then = "`learn.resume()` goes on from there." if goes_on else "It cannot go on exactly from there: fit again."
     interrupt = KeyboardInterrupt(f"stopped {where}. {then}")
     interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {interrupt}"]  # type: ignore[attr-defined]
     return interrupt

@@ -1,4 +1,4 @@
-"""One order of callbacks from wishes (`order`) and laws (`run_before`, `run_after`). Pure: takes a list, returns a list."""
+"""One order of callbacks from wishes (`order`) and laws (`run_before`, `run_after`): from a list, a list."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple

@@ -31,7 +31,7 @@ def _seed_of(learn: Any, dl: Any) -> int:
 
 
 def _read_again(learn: Any, dl: Any, start: int) -> Iterator[Any]:
-    """A loader that draws from the global generators: begun in the state it was begun in before, and read up to `start`."""
+    """A loader that draws from the global generators: begun in the state of its first time, read up to `start`."""
     if start and learn._pass_random is not None:
         set_random_states(learn._pass_random)
     elif learn.training:
@@ -71,8 +71,8 @@ class Passes:
     def _begin_next(self) -> None:
         if self.learn.opt_iter == self.steps_before:
             raise RuntimeError(
-                f"a whole pass over the training loader ({self.taken} batches) made no update, so `fit(n_step=…)` would "
-                "never end. Check which callback cancels the step, and that the loader is not empty."
+                f"a whole pass over the training loader ({self.taken} batches) made no update, so `fit(n_step=…)` "
+                "would never end. Check which callback cancels the step, and that the loader is not empty."
             )
         self.close()
         self.number, self.taken, self.steps_before = self.number + 1, 0, self.learn.opt_iter
@@ -107,9 +107,9 @@ def close(stream: Any) -> None:
         stream.close()
 
 
-def check_not_empty(learn: Any, start: int) -> None:
-    """ValueError where a phase that should have had batches had none."""
-    if learn.iter is not None or start or (learn.training and learn._passes is not None):
+def check_not_empty(learn: Any) -> None:
+    """ValueError for a phase that had no batch, unless no update was due in it."""
+    if learn.training and learn._passes is not None:
         return
     name = "training" if learn.training else "validation"
     raise ValueError(

@@ -64,7 +64,7 @@ def _take_callbacks(learn: Any) -> None:
 
 @uncut
 def end_run(learn: Any, joined: list[Any]) -> None:
-    """Lets go of batch, graph and loader, switches every callback on again, and sends those away that came for the run."""
+    """Lets go of batch, graph and loader, switches every callback on again, removes those that came for the run."""
     learn._release()
     for cb in learn.cbs:
         if not cb.run:

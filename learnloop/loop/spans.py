@@ -1,6 +1,7 @@
 """A span: before, body, cancel, after, cleanup. Every one of them runs through `run_span`."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from learnloop.loop.cancel import (
@@ -80,10 +81,8 @@ def _is_silent(learn: Any, span: Span) -> bool:
 
 def _run_silent(learn: Any, span: Span, body: Callable[[], Any]) -> None:
     """The body of a span that nobody listens to, unless a callback that is added meanwhile hears its end."""
-    try:
+    with suppress(span.cancel):
         body()
-    except span.cancel:
-        pass
     if not _is_silent(learn, span):
         learn._open_spans.append(span)
         run_span(learn, span, _nothing, entered=True)
@@ -95,10 +94,8 @@ def _nothing() -> None:
 
 def _fire(learn: Any, span: Span, event_name: str) -> None:
     """An event of the span's end: a cancel of the span raised there changes nothing any more."""
-    try:
+    with suppress(span.cancel):
         learn(event_name)
-    except span.cancel:
-        pass
 
 
 def enter_span(learn: Any, span: Span) -> None:
@@ -144,7 +141,7 @@ def _in_cleanup(raised: BaseException, learn: Any, handler: Any, span: Span) -> 
     """A cleanup's exception with a note; a cancel becomes an error, since there is nothing left to cancel."""
     if isinstance(raised, CancelException):
         name = type(raised).__name__
-        error = RuntimeError(f"{name} was raised in `{span.cleanup}`: a cleanup cannot cancel. Raise it in `{span.after}`.")
+        error = RuntimeError(f"{name} was raised in `{span.cleanup}`: a cleanup cannot cancel. Use `{span.after}`.")
         error.__cause__ = raised
         raised = error
     if isinstance(raised, Exception):

@@ -17,9 +17,10 @@ VERSION = 1
 COUNTERS = ("train_iter", "opt_iter", "pct_train", "n_epoch", "n_step", "valid_every", "_data_seed")
 #: What a run inside another one, or one that is not a fit, leaves as it found it.
 ASIDE = (
-    "dl iter n_iter epoch n_epoch n_step training task batch xb yb pred final_record stepped "
-    "_loss _loss_grad _raw_loss _last_loss _output_loss _device _caller _n_inp _data_seed _pass_random"
-).split()
+    *("dl", "iter", "n_iter", "epoch", "n_epoch", "n_step", "training", "task", "batch", "xb", "yb", "pred"),
+    *("final_record", "stepped", "_loss", "_loss_grad", "_raw_loss", "_last_loss", "_output_loss", "_device"),
+    *("_caller", "_n_inp", "_data_seed", "_pass_random"),
+)
 _KIND = "__kind__"
 
 
@@ -177,7 +178,7 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
 def check_fits(learn: Any, state: dict[str, Any]) -> None:
     """ValueError that says what differs, where a state is not one of this learner's."""
     if not isinstance(state, dict) or state.get("version") != VERSION:
-        raise ValueError("this is no state of a learner: `learn.load_state_dict` takes what `learn.state_dict()` returned.")
+        raise ValueError("this is no state of a learner: `load_state_dict` takes what `state_dict()` returned.")
     problems = _differences(_model_state(learn.model), state["model"])
     if len(list(_modules(learn.model))) != len(state["modes"]):
         problems.append(f"{len(state['modes'])} modules saved, {len(list(_modules(learn.model)))} here")

@@ -53,7 +53,7 @@ class TrainingLoop(CurrentBatch):
     def _do_fit(self) -> None:
         check_callback_states(self)
         arrive(self, "fit", self._first_epoch)
-        for self.epoch in range(self._first_epoch, self.n_epoch):
+        for self.epoch in range(self._first_epoch, self.n_epoch):  # noqa: B020: the range is made once
             run_span(self, EPOCH, self._do_epoch)
             arrive(self, "fit", self.epoch + 1)
 
@@ -82,9 +82,11 @@ class TrainingLoop(CurrentBatch):
         with opened(self, phase_batches(self, start)) as stream:
             if self.training:
                 arrive(self, "train", self.epoch)
-            for self.iter, self.batch in enumerate(stream, start):
-                self.one_batch(self.iter, self.batch)
-        check_not_empty(self, start)
+            i = None
+            for i, self.batch in enumerate(stream, start):
+                self.one_batch(i, self.batch)
+        if i is None and start == 0:
+            check_not_empty(self)
 
     def one_batch(self, i: int, batch: Any) -> None:
         """Trains or evaluates the model on one batch, number `i` of its phase."""

@@ -13,7 +13,8 @@ from fastcore.foundation import L
 from torch import nn
 
 from learnloop.optim.algorithms import SGD, Adam
-from learnloop.optim.optimizer import Optimizer, OptimWrapper
+from learnloop.optim.optimizer import Optimizer
+from learnloop.optim.wrapper import OptimWrapper
 
 
 def tensors(*shapes):
