@@ -216,20 +216,20 @@ class Learner(TrainingLoop):
         dl: Any = None,  # another loader
         cbs: Any = None,  # callbacks for this run only
     ) -> Any:
-        """Loss and metrics on a loader, as an `L`; moves nothing of the training: counters, record, modes, random states."""
+        """Loss and metrics on a loader, an `L`; moves nothing of the training: counters, record, modes, randomness."""
         loader = self._loader(ds_idx) if dl is None else dl
         if loader is None:
             raise ValueError("there is no validation loader: pass one to DataLoaders, or `validate(dl=…)`.")
 
-        def body() -> Any:
-            nonlocal record
-            self._do_epoch_validate(ds_idx, loader)
-            record = self.__dict__.get("final_record")
+        records: list[Any] = []
 
-        record = None
+        def body() -> None:
+            self._do_epoch_validate(ds_idx, loader)
+            records.append(self.__dict__.get("final_record"))
+
         with self.no_logging(), self.no_mbar():
             self._run_beside("validate", cbs, body)
-        return record
+        return records[0] if records else None
 
     def _run_beside(self, task: str, cbs: Any, body: Callable[[], Any]) -> None:
         def seeded() -> None:

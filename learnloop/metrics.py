@@ -74,9 +74,10 @@ class AvgMetric(Metric):
         self._recent: list[tuple[Number, int]] = []  # (value, batch size) of the batches since the last fold
 
     def accumulate(self, learn: Any) -> None:
-        if not len(learn.yb):
+        yb = learn.yb
+        if not len(yb):
             return
-        self._recent.append((_one_number(self.func(learn.pred, *learn.yb), self), find_bs(learn.yb)))
+        self._recent.append((_one_number(self.func(learn.pred, *yb), self), find_bs(yb)))
         if len(self._recent) == FOLD:
             self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
 
@@ -102,8 +103,9 @@ class AvgLoss(Metric):
         self._recent: list[tuple[Number, int]] = []
 
     def accumulate(self, learn: Any) -> None:
-        size = find_bs(learn.yb if len(learn.yb) else learn.xb)
-        self._recent.append((_one_number(_mean(learn.loss), self), size))
+        yb = learn.yb
+        size = find_bs(yb if len(yb) else learn.xb)
+        self._recent.append((_one_number(_mean(_read(learn)), self), size))
         if len(self._recent) == FOLD:
             self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
 
@@ -262,6 +264,12 @@ def blend(loss: float, val: float, beta: float) -> float:
     return loss + beta * (val - loss)
 
 
+def _read(learn: Any) -> Any:
+    """The batch's loss, without the copy that `learn.loss` makes for a reader that may change it."""
+    finished = getattr(learn, "_finished_loss", None)
+    return learn.loss if finished is None else finished()
+
+
 def _mean(loss: Any) -> Any:
     """A loss that was not reduced, reduced."""
     return loss.mean() if isinstance(loss, Tensor) and loss.ndim else loss
@@ -271,7 +279,7 @@ def _one_number(value: Any, metric: Metric) -> Number:
     """What a metric's function returned, if that is one number: a float, or a tensor without graph of its own."""
     if isinstance(value, Tensor) and value.numel() == 1:
         value = value.detach() if value.requires_grad else value
-        return (value if value.ndim == 0 else value.reshape(())).clone()  # it may be a buffer that the model writes to
+        return value if value.ndim == 0 else value.reshape(())
     if isinstance(value, Real):
         return float(value)
     if (shape := getattr(value, "shape", None)) is None:

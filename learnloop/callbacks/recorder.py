@@ -79,12 +79,13 @@ class Recorder(Callback):
             self.metric_names = self._names()
 
     def _begin_record(self) -> None:
-        self._smooth, self._losses = AvgSmoothLoss(self.beta), []
+        self._smooth = AvgSmoothLoss(self.beta)
+        self._losses: list[Tensor] = []
         self.iters: list[int] = []  # losses recorded at the end of each epoch
         self.values: L = L()  # a row of numbers per epoch, without epoch and time
         self.history: list[dict[str, Any]] = []  # the same as dicts, with epoch and time
         self.log: L = L()  # the last whole row
-        self.metric_names: L = L()
+        self.metric_names = L()  # the columns of a row
         self.hps: dict[str, list[float]] = {}  # hypers by name, one value per training batch, from schedules
 
     def _names(self) -> L:

@@ -184,11 +184,12 @@ class _Missing:
 
 def _shadows(cb: Callback, learn: Any, name: str) -> bool:
     # Dictionaries only: `hasattr` would walk on to the model for every attribute that a handler sets.
-    return (name in learn.__dict__ or name in _class_names(type(learn))) and name not in _class_names(type(cb))
+    known = name in learn.__dict__ or name in _class_names(type(learn))
+    return known and name not in _class_names(type(cb))  # type: ignore[arg-type]
 
 
 @functools.lru_cache(maxsize=512)
-def _class_names(cls: type) -> frozenset[str]:
+def _class_names(cls: Any) -> frozenset[str]:
     return frozenset(dir(cls))
 
 

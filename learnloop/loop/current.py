@@ -91,7 +91,11 @@ class CurrentBatch(Dispatcher):
 
     def _split(self, batch: Any) -> None:
         """Sets `xb` and `yb`; forgets prediction and loss of the batch before."""
-        self.xb, self.yb = split(batch, self._n_inp, getattr(self.dls, "targets", None))
+        if type(batch) is tuple or type(batch) is list:  # the usual batch; `split` knows all the others
+            n = self._n_inp or max(1, len(batch) - 1)
+            self.xb, self.yb = tuple(batch[:n]), tuple(batch[n:])
+        else:
+            self.xb, self.yb = split(batch, self._n_inp, getattr(self.dls, "targets", None))
         self.pred = self._raw_loss = self._loss = self._loss_grad = self._output_loss = None
 
     def _predict(self) -> None:

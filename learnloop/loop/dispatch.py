@@ -212,7 +212,7 @@ class Dispatcher:
                         if cb.run_valid or not inside:
                             valid[name].append(handler)
         self._train_handlers, self._valid_handlers, self._cleanup_handlers = train, valid, cleanups
-        self._silent_train, self._silent_valid = _silent(train, cleanups), _silent(valid, cleanups)
+        self._silent = _silent(train, cleanups) & _silent(valid, cleanups)
 
     def _takes_part(self, cb: Callback) -> bool:
         tasks = (cb.tasks,) if isinstance(cb.tasks, str) else cb.tasks

@@ -72,7 +72,7 @@ def _moved(cbs: list[Any], laws: list[Law]) -> list[Any]:
     A place is a tuple of numbers: `(3, 0)` is the fourth in the sorted list, `(3, -1, 5, 0)` directly before it and
     `(3, 1, 5, 0)` directly after it, several of them in their own order. So nothing but the mover changes its place.
     """
-    place = {id(cb): (i, 0) for i, cb in enumerate(cbs)}
+    place: dict[int, tuple[int, ...]] = {id(cb): (i, 0) for i, cb in enumerate(cbs)}
     for index in _dependents_last(cbs, laws):
         cb = cbs[index]
         for attribute in ("run_before", "run_after"):

@@ -54,8 +54,14 @@ def run_span(
     if learn._stop_requested and span.stops:
         learn._stop_here()
     if not entered:
-        if count is None and _is_silent(learn, span):
-            return _run_silent(learn, span, body)
+        if count is None and span.name in learn._silent:
+            try:
+                body()
+            except span.cancel:
+                pass
+            if span.name in learn._silent:
+                return
+            entered, body = True, _nothing  # a callback that was added meanwhile hears the end
         learn._open_spans.append(span)
     try:
         try:
@@ -63,39 +69,24 @@ def run_span(
                 learn(span.before)
             body()
         except span.cancel:
-            _fire(learn, span, span.after_cancel)
+            with suppress(span.cancel):
+                learn(span.after_cancel)
         if count is not None:
             count()
-        _fire(learn, span, span.after)
+        try:
+            learn(span.after)
+        except span.cancel:
+            pass  # it is over anyway
     except BaseException as error:
         clean_up(learn, span, error)
         raise
     clean_up(learn, span)
-    if span is BATCH and learn._stop_requested:
+    if learn._stop_requested and span is BATCH:
         learn._stop_here()
-
-
-def _is_silent(learn: Any, span: Span) -> bool:
-    return span.name in (learn._silent_train if learn.training else learn._silent_valid)
-
-
-def _run_silent(learn: Any, span: Span, body: Callable[[], Any]) -> None:
-    """The body of a span that nobody listens to, unless a callback that is added meanwhile hears its end."""
-    with suppress(span.cancel):
-        body()
-    if not _is_silent(learn, span):
-        learn._open_spans.append(span)
-        run_span(learn, span, _nothing, entered=True)
 
 
 def _nothing() -> None:
     pass
-
-
-def _fire(learn: Any, span: Span, event_name: str) -> None:
-    """An event of the span's end: a cancel of the span raised there changes nothing any more."""
-    with suppress(span.cancel):
-        learn(event_name)
 
 
 def enter_span(learn: Any, span: Span) -> None:
@@ -117,6 +108,9 @@ def clean_up(learn: Any, span: Span, error: BaseException | None = None) -> None
     the others as notes. A KeyboardInterrupt wins over everything.
     """
     handlers = learn._cleanup_handlers[span.cleanup]
+    if not handlers and not learn._stop_late:
+        learn._open_spans.pop()
+        return
     kept: list[BaseException] = []
     handler = None
     for handler in handlers:

@@ -53,7 +53,7 @@ class TrainingLoop(CurrentBatch):
     def _do_fit(self) -> None:
         check_callback_states(self)
         arrive(self, "fit", self._first_epoch)
-        for self.epoch in range(self._first_epoch, self.n_epoch):  # noqa: B020: the range is made once
+        for self.epoch in range(self._first_epoch, self.n_epoch):  # noqa: B020
             run_span(self, EPOCH, self._do_epoch)
             arrive(self, "fit", self.epoch + 1)
 
@@ -128,7 +128,7 @@ class TrainingLoop(CurrentBatch):
             return
         if loss is not None:
             self._kept.losses.append(loss)
-            self._kept.rates.append(self.opt.hypers[-1]["lr"] if self.opt is not None else 0.0)
+            self._kept.rates.append(self.opt.last_rate())
         self.train_iter += 1
         if not self.train_iter % FOLD:
             self._kept.fold()

@@ -89,6 +89,10 @@ class OptimizerFace:
             )
         return values if len(values) == n else values * n
 
+    def last_rate(self) -> Any:
+        """The learning rate of the last group; read in every batch."""
+        return self.hypers[-1]["lr"]
+
     @property
     def param_groups(self) -> list[dict[str, Any]]:
         """Groups as torch shows them: `params` and the hypers in one dict; what is written into it is set here."""

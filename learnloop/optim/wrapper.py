@@ -70,6 +70,10 @@ class OptimWrapper(OptimizerFace):
             self._refresh()
         return self._hypers
 
+    def last_rate(self) -> Any:
+        """The learning rate of the last group; read in every batch, so past the check of all groups."""
+        return self.opt.param_groups[-1]["lr"]
+
     def _changed(self) -> bool:
         # By identity: read in every batch, and `==` between lists of parameters would compare tensors.
         for group, seen in zip(self.opt.param_groups, self._seen, strict=False):
