@@ -1,5 +1,7 @@
 """The table and the bar: live in a notebook and a terminal, plain lines in a file."""
 
+import functools
+import math
 import sys
 import time
 from typing import Any
@@ -23,71 +25,105 @@ class ProgressCallback(Callback):
 
     def __init__(self) -> None:
         self.mbar: Any = None  # over the epochs
-        self.pbar: Any = None  # over the batches of the phase
-        self._next = 0.0
+        self.pbar: Any = None  # over the batches of the phase, once it was drawn
+        self._bars: Any = None  # the classes for the place where the output goes; None for a file
+        self._next_draw = math.inf  # when the bar is due again; never where there is none
+        self._began = 0.0  # when the phase began
+        self._updates_before = 0  # `opt_iter` when the phase began
         self._former_logger: Any = None
         self._table: _PlainTable | None = None
 
     def before_fit(self) -> None:
+        """Shows the bar over the epochs and the titles of the table, for a training."""
         learn = self.learn
-        self._next = 0.0
-        live = _bars()
-        if learn.create_mbar and live is not None:
-            self.mbar = live[0](range(learn.n_epoch))
+        is_training = learn.task not in ("validate", "predict")
+        self._bars = _bars()
+        if self._bars is not None:
+            # Of a run beside the training the bar is all that shows, and nothing if it is quick.
+            self._next_draw = 0.0 if is_training else time.perf_counter() + DRAW_EVERY
+        if not is_training:
+            return
+        if self._bars is not None and learn.create_mbar and learn.n_epoch:
+            self.mbar = self._bars[0](range(learn.n_epoch))
             self.mbar.update(0)
         if learn.logger is not noop:
-            self._former_logger, learn.logger = learn.logger, self._write_row
-            self._table = _PlainTable()
-            recorder = learn.__dict__.get("recorder")
-            if recorder is not None:
-                self._write_row(recorder.metric_names)
+            self._begin_table()
+
+    def _begin_table(self) -> None:
+        learn = self.learn
+        self._former_logger, learn.logger = learn.logger, self._write_row
+        self._table = _PlainTable()
+        recorder = learn.__dict__.get("recorder")
+        if recorder is not None:
+            self._write_row(recorder.metric_names)
 
     def before_epoch(self) -> None:
-        if self.mbar is not None and self.learn.epoch:
-            self.mbar.main_bar.last_v = self.learn.epoch
+        if self.mbar is not None:
+            self.mbar.main_bar.last_v = self.learn.epoch  # the bar below it takes its number from there
 
     def before_train(self) -> None:
-        self._launch()
+        self._begin_phase()
 
     def before_validate(self) -> None:
-        self._launch()
+        self._begin_phase()
 
-    def _launch(self) -> None:
-        live = _bars()
-        if live is None or self.learn._depth:
+    def _begin_phase(self) -> None:
+        learn = self.learn
+        if learn._depth:
             return
         self._close_bar()
-        total = self.learn.n_iter
-        self.pbar = live[1](
-            range(total or 0), total="noinfer" if total is None else total, parent=self.mbar, leave=False
-        )
-        self.pbar.update(0)
-        self._next = time.perf_counter() + DRAW_EVERY
+        self._began, self._updates_before = time.time(), learn.opt_iter
+        if time.perf_counter() >= self._next_draw:
+            self._draw(0)
 
     def after_batch(self) -> None:
-        if self.pbar is None or time.perf_counter() < self._next:
-            return
-        self._draw()
+        if time.perf_counter() >= self._next_draw and not self.learn._depth:
+            self._draw(self._done())
 
-    def _draw(self) -> None:
+    def _done(self) -> int:
         learn = self.learn
-        recorder = learn.__dict__.get("recorder")
-        if learn.training and recorder is not None and recorder.smooth_loss.count:
-            self.pbar.comment = f"{float(recorder.smooth_loss.value):.4f}"
-        total = self.pbar.total
-        self.pbar.last_v = -self.pbar.wait_for  # its own throttle counts batches, ours is the clock
-        self.pbar.update(learn.iter + 1 if total is None else min(learn.iter + 1, total - 1))
-        self._next = time.perf_counter() + DRAW_EVERY
+        return learn.opt_iter - self._updates_before if self._counts_updates() else learn.iter + 1
+
+    def _total(self) -> int | None:
+        learn = self.learn
+        return min(learn.valid_every, learn.n_step - self._updates_before) if self._counts_updates() else learn.n_iter
+
+    def _counts_updates(self) -> bool:
+        return self.learn.training and self.learn.n_step is not None
+
+    def _draw(self, done: int) -> None:
+        if self.pbar is None:
+            self.pbar = self._new_bar()
+        bar, total = self.pbar, self.pbar.total
+        recorder = self.learn.__dict__.get("recorder")
+        if self.learn.training and recorder is not None and recorder.smooth_loss.count:
+            bar.comment = f"{float(recorder.smooth_loss.value):.4f}"
+        bar.last_v = -bar.wait_for  # its own throttle counts batches, ours is the clock
+        bar.update(done if total is None else min(done, total - 1))  # at its total it would close itself
+        self._next_draw = time.perf_counter() + DRAW_EVERY
+
+    def _new_bar(self) -> Any:
+        """A bar as it is after `update(0)`, which would draw it empty first."""
+        total = self._total()
+        steps, total = range(total or 0), "noinfer" if total is None else total
+        bar = self._bars[1](steps, total=total, parent=self.mbar, leave=False)
+        bar.on_iter_begin()
+        bar.start_t, bar.pred_t, bar.wait_for = self._began, None, 1
+        return bar
 
     def cleanup_train(self) -> None:
-        self._close_bar()
+        self._end_phase()
 
     def cleanup_validate(self) -> None:
-        self._close_bar()
+        self._end_phase()
+
+    def _end_phase(self) -> None:
+        if not self.learn._depth:
+            self._close_bar()
 
     def _close_bar(self) -> None:
         bar, self.pbar = self.pbar, None
-        if bar is not None and not self.learn._depth:
+        if bar is not None:
             bar.on_iter_end()
 
     def after_epoch(self) -> None:
@@ -97,6 +133,7 @@ class ProgressCallback(Callback):
     def cleanup_fit(self) -> None:
         """Closes the bars and puts the logger back, whatever ended the fit."""
         self._close_bar()
+        self._next_draw = math.inf
         mbar, self.mbar, self._table = self.mbar, None, None
         if self._former_logger is not None:
             self.learn.logger, self._former_logger = self._former_logger, None
@@ -108,6 +145,7 @@ class ProgressCallback(Callback):
         if in_notebook() and self.mbar is not None:
             self.mbar.write(cells, table=True)
         elif self._table is not None:
+            self._close_bar()  # a row begins on a line of its own
             print(self._table.line(cells), flush=True)
 
 
@@ -128,8 +166,38 @@ def _bars() -> Any:
         from fastprogress.fastprogress import NBMasterBar, NBProgressBar
 
         return NBMasterBar, NBProgressBar
-    if sys.stdout is not None and sys.stdout.isatty():
-        from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
+    return _console_bars() if sys.stdout is not None and sys.stdout.isatty() else None
 
-        return ConsoleMasterBar, ConsoleProgressBar
-    return None
+
+@functools.cache
+def _console_bars() -> Any:
+    """fastprogress's bars for a terminal, kept on one line and gone without a trace when they are closed."""
+    from fastprogress.fastprogress import ConsoleMasterBar, ConsoleProgressBar
+
+    class MasterBar(ConsoleMasterBar):
+        def __init__(self, gen: Any):
+            super().__init__(gen)
+            _hide_trial()
+
+    class ProgressBar(ConsoleProgressBar):
+        width = 0  # of the longest text: a shorter one must cover it
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            super().__init__(*args, **kwargs)
+            _hide_trial()
+
+        def on_update(self, val: int, text: str) -> None:
+            room = self.cols - len(self.prefix) - 5
+            self.width = min(room, max(self.width, len(text)))
+            super().on_update(val, text[:room].ljust(self.width))
+
+        def on_iter_end(self) -> None:
+            self.prefix = ""  # it would stay on the line
+            super().on_iter_end()
+
+    return MasterBar, ProgressBar
+
+
+def _hide_trial() -> None:
+    """Covers the character that a console bar prints to see whether the terminal can show it."""
+    print(" ", end="\r", flush=True)

@@ -74,6 +74,8 @@ class Recorder(Callback):
     def before_fit(self) -> None:
         """A training begins its record anew; other runs do not touch it."""
         self._rows = []
+        if self.run_train != self.train_metrics:  # without them it has nothing to do in a training batch
+            self.run_train = self.train_metrics
         if self.learn.task == "fit":
             self._begin_record()
             self.metric_names = self._names()
@@ -115,8 +117,17 @@ class Recorder(Callback):
     def after_batch(self) -> None:
         learn = self.learn
         metrics = self._rows[-1].metrics if self._rows else ()
-        if metrics and learn._has_loss():
-            _accumulate(metrics, learn)
+        if learn.pred is None or (learn._raw_loss is None and learn._loss is None):
+            metrics = [m for m in metrics if self._has_what_it_needs(m)]
+        for metric in metrics:
+            metric.accumulate(learn)
+
+    def _has_what_it_needs(self, metric: Metric) -> bool:
+        """Of a batch that was cancelled or has no targets, only what was made in it counts."""
+        learn = self.learn
+        if isinstance(metric, AvgLoss):
+            return learn._raw_loss is not None or learn._loss is not None
+        return learn.pred is not None and bool(len(learn.yb))
 
     def after_cancel_train(self) -> None:
         self._row().cancelled_train = True
@@ -270,13 +281,6 @@ class _Row:
         self.start = time.monotonic() - state["seconds"]
         for metric, metric_state in zip(self.metrics, state["metrics"], strict=False):
             metric.load_state_dict(metric_state)
-
-
-def _accumulate(metrics: list[Metric], learn: Any) -> None:
-    """Every metric takes in a batch; of a cancelled one, only what was made in it."""
-    for metric in metrics:
-        if learn._finished_loss() is not None if isinstance(metric, AvgLoss) else learn.pred is not None:
-            metric.accumulate(learn)
 
 
 def _copies(metrics: list[Metric]) -> list[Metric]:

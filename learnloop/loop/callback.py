@@ -88,18 +88,20 @@ class Callback:
         if learn is not None and name != "learn":
             if _shadows(self, learn, name):
                 _warn_shadow(self, name)
-            object.__setattr__(self, name, value)
             if name in _TABLE_ATTRIBUTES:
-                learn._rebuild()
+                _set_in_tables(self, name, lambda: object.__setattr__(self, name, value))
+            else:
+                object.__setattr__(self, name, value)
             return
         if name.startswith(PREFIXES) and callable(value):
             check_handler_name(type(self), name)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
-        object.__delattr__(self, name)
         if name in _TABLE_ATTRIBUTES and self.learn is not None:
-            self.learn._rebuild()
+            _set_in_tables(self, name, lambda: object.__delattr__(self, name))
+        else:
+            object.__delattr__(self, name)
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume: the attributes named in `_stateattrs`, here and in the base classes."""
@@ -110,6 +112,19 @@ class Callback:
         """Puts back what `state_dict` returned."""
         for name, value in state.items():
             object.__setattr__(self, name, value)
+
+
+def _set_in_tables(cb: Callback, name: str, change: Callable[[], None]) -> None:
+    """Changes an attribute that decides who hears what; one that makes a circle of laws is put back."""
+    own = vars(cb)
+    former = {name: own[name]} if name in own else {}
+    change()
+    try:
+        cb.learn._rebuild()
+    except Exception:
+        own.pop(name, None)
+        own.update(former)
+        raise
 
 
 def state_attributes(cls: type) -> tuple[str, ...]:

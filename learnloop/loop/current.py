@@ -6,7 +6,7 @@ import torch
 from fastcore.basics import detuplify
 from torch import Tensor, nn
 
-from learnloop.data.batches import exact_device, model_caller, pick_loss, pick_pred, split
+from learnloop.data.batches import exact_device, model_caller, pick_loss, pick_pred, split, to_device
 from learnloop.data.keyed import length
 from learnloop.data.loaders import known_n_inp
 from learnloop.loop.dispatch import Dispatcher
@@ -90,13 +90,22 @@ class CurrentBatch(Dispatcher):
         return self.model.parameters() if isinstance(self.model, nn.Module) else iter(())
 
     def _split(self, batch: Any) -> None:
-        """Sets `xb` and `yb`; forgets prediction and loss of the batch before."""
-        if type(batch) is tuple or type(batch) is list:  # the usual batch; `split` knows all the others
+        """Sets `xb` and `yb`, on the device; forgets prediction and loss of the batch before."""
+        if type(batch) is tuple or type(batch) is list:  # the usual batch, without the general functions' calls
             n = self._n_inp or max(1, len(batch) - 1)
             self.xb, self.yb = tuple(batch[:n]), tuple(batch[n:])
+            for x in batch:
+                if getattr(x, "device", None) != self._device:
+                    self._move()
+                    break
         else:
             self.xb, self.yb = split(batch, self._n_inp, getattr(self.dls, "targets", None))
+            self._move()
         self.pred = self._raw_loss = self._loss = self._loss_grad = self._output_loss = None
+
+    def _move(self) -> None:
+        device = self._device or self._find_device()
+        self.xb, self.yb = to_device(self.xb, device), to_device(self.yb, device)
 
     def _predict(self) -> None:
         xb = self.xb
@@ -114,10 +123,6 @@ class CurrentBatch(Dispatcher):
             self._caller = self.model, model_caller(self.model, xb)
         return self._caller[1](xb)
 
-    def _has_loss(self) -> bool:
-        """Whether there is something to learn from; asked again after `after_loss`, which may have set `yb`."""
-        return bool(len(self.yb)) or self._output_loss is not None
-
     def _compute_loss(self) -> None:
         if self._output_loss is not None:
             self._raw_loss = self._output_loss
@@ -129,14 +134,15 @@ class CurrentBatch(Dispatcher):
                 "Pass `Learner(…, loss_func=…)`, or let the model return an object or mapping with `loss`."
             )
 
-    def _is_trainable(self) -> bool:
-        """False where the loss has no graph because no parameter of the model requires a gradient."""
+    def _has_no_graph(self) -> bool:
         loss = self._raw_loss if self._loss_grad is None else self._loss_grad
-        return getattr(loss, "requires_grad", True) or any(p.requires_grad for p in self._parameters())
+        return not getattr(loss, "requires_grad", True)
 
-    def _graph_loss(self) -> Tensor:
+    def _has_nothing_to_train(self) -> bool:
+        return not any(p.requires_grad for p in self._parameters())
+
+    def _checked(self, loss: Any) -> Tensor:
         """The loss that backward starts from, or an error that says why it cannot."""
-        loss = self._raw_loss if self._loss_grad is None else self._loss_grad
         if not isinstance(loss, Tensor):
             raise TypeError(
                 f"backward needs a loss, and `loss_grad` is {loss!r}. Return a tensor from `loss_func`, "

@@ -80,7 +80,10 @@ def run_span(
     except BaseException as error:
         clean_up(learn, span, error)
         raise
-    clean_up(learn, span)
+    if learn._cleanup_handlers[span.cleanup] or learn._stop_late:
+        clean_up(learn, span)
+    else:
+        learn._open_spans.pop()
     if learn._stop_requested and span is BATCH:
         learn._stop_here()
 
@@ -108,9 +111,6 @@ def clean_up(learn: Any, span: Span, error: BaseException | None = None) -> None
     the others as notes. A KeyboardInterrupt wins over everything.
     """
     handlers = learn._cleanup_handlers[span.cleanup]
-    if not handlers and not learn._stop_late:
-        learn._open_spans.pop()
-        return
     kept: list[BaseException] = []
     handler = None
     for handler in handlers:

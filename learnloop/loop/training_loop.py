@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 
-from learnloop.data.batches import on_device, to_device
 from learnloop.loop.current import CurrentBatch
 from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
 from learnloop.loop.kept import FOLD, Kept
@@ -91,8 +90,7 @@ class TrainingLoop(CurrentBatch):
     def one_batch(self, i: int, batch: Any) -> None:
         """Trains or evaluates the model on one batch, number `i` of its phase."""
         self.iter, self.stepped = i, False
-        device = self._device or self._find_device()
-        self._split(batch if on_device(batch, device) else to_device(batch, device))
+        self._split(batch)
         del batch  # a traceback keeps this frame
         run_span(self, BATCH, self._do_one_batch, self._count)
         self.batch = None
@@ -100,19 +98,24 @@ class TrainingLoop(CurrentBatch):
     def _do_one_batch(self) -> None:
         self._predict()
         self("after_pred")
-        if self._has_loss():
+        if len(self.yb) or self._output_loss is not None:
             self._compute_loss()
         self("after_loss")
-        if self.training and self._has_loss() and self._is_trainable():
+        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
             self._do_grad_opt()
 
     def _do_grad_opt(self) -> None:
+        if self._has_no_graph() and self._has_nothing_to_train():
+            return
         run_span(self, BACKWARD, self._backward)
         run_span(self, STEP, self._step)
         self.opt.zero_grad()  # after the step, not before backward: accumulation leaves gradients on purpose
 
     def _backward(self) -> None:
-        self._graph_loss().backward()
+        loss = self._raw_loss if self._loss_grad is None else self._loss_grad
+        if getattr(loss, "ndim", 1) or not loss.requires_grad:
+            loss = self._checked(loss)
+        loss.backward()
 
     def _step(self) -> None:
         self.opt.step()
@@ -121,7 +124,9 @@ class TrainingLoop(CurrentBatch):
 
     def _count(self) -> None:
         """What every batch moves, a cancelled one too: the kept losses and rates, the counters, the progress."""
-        loss = self._finished_loss()
+        loss = self._loss
+        if loss is None and self._raw_loss is not None:
+            loss = self._raw_loss.detach()
         if loss is not None:
             self._last_loss = loss
         if not self.training:

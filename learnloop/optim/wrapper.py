@@ -125,6 +125,8 @@ class OptimWrapper(OptimizerFace):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's step; parameters with the flag `do_wd=False` take part in it without weight decay."""
+        if not self._decay_asked and closure is None:
+            return self.opt.step()
         exempt = self._exempt()
         if not exempt:
             return self.opt.step() if closure is None else self.opt.step(closure)
@@ -155,6 +157,12 @@ class OptimWrapper(OptimizerFace):
             opt.param_groups = groups
             for i, params in whole.items():
                 groups[i]["params"] = params
+
+    def zero_grad(self) -> None:
+        """Sets every gradient to None."""
+        for group in self.opt.param_groups:
+            for p in group["params"]:
+                p.grad = None
 
     def clear_state(self) -> None:
         """Forgets what torch's steps have gathered; keeps the flags `do_wd` and `force_train`."""
