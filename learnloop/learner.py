@@ -23,7 +23,7 @@ from learnloop.loop.events import LOOP
 from learnloop.loop.fits import FitCall, run_fit
 from learnloop.loop.runs import end_run, run_beside
 from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
-from learnloop.loop.state import capture, check_fits, restore
+from learnloop.loop.state import capture_or_point, restore
 from learnloop.loop.training_loop import TrainingLoop
 from learnloop.metrics import mk_metric
 from learnloop.optim.algorithms import Adam
@@ -57,23 +57,26 @@ class Learner(TrainingLoop):
         model: Any,  # a torch module, or any function of the inputs
         loss_func: Callable[..., Any] | None = None,  # (pred, *yb) -> one number; None: the data's or the model's own
         opt_func: Any = Adam,  # (groups, lr=…) -> optimizer; a class of torch.optim works too
-        lr: Any = defaults.lr,
+        lr: Any = None,  # default learning rate; None: `defaults.lr`
         splitter: Callable[[Any], Any] = trainable_params,  # model -> parameters, or lists of them: the groups
         cbs: Any = None,  # a callback, or several
         metrics: Any = None,  # functions of (pred, *yb), or Metrics, computed on the validation set
         path: str | Path | None = None,
         model_dir: str | Path = "models",
-        wd: float | None = None,
+        wd: float | None = None,  # default weight decay; None: `defaults.wd`
         wd_bn_bias: bool = False,  # weight decay on biases and normalization layers too
         train_bn: bool = True,  # normalization layers are trained in frozen groups too
-        moms: tuple[float, float, float] = (0.95, 0.85, 0.95),
+        moms: tuple[float, float, float] | None = None,  # momentum in one cycle; None: `defaults.moms`
         default_cbs: bool = True,  # TrainEvalCallback, Recorder, ProgressCallback
     ):
         super().__init__()
         _check_parts(dls, model, loss_func)
         self.dls, self.model, self.opt_func, self.splitter = dls, model, opt_func, splitter
         self.loss_func = _loss_of(dls) if loss_func is None else loss_func
-        self.lr, self.wd, self.moms, self.wd_bn_bias, self.train_bn = lr, wd, moms, wd_bn_bias, train_bn
+        self.lr = defaults.lr if lr is None else lr
+        self.wd = defaults.wd if wd is None else wd
+        self.moms = defaults.moms if moms is None else moms
+        self.wd_bn_bias, self.train_bn = wd_bn_bias, train_bn
         self.path, self.model_dir = Path(path if path is not None else getattr(dls, "path", ".")), model_dir
         self.opt, self.logger, self.create_mbar = None, print, True
         self.metrics = metrics
@@ -105,6 +108,8 @@ class Learner(TrainingLoop):
                 return getattr(model, name)
             except AttributeError:
                 pass
+        if isinstance(getattr(type(self), name, None), property):
+            return object.__getattribute__(self, name)  # its getter failed: with what it says itself
         raise AttributeError(_Missing(name, self, model), name=name)
 
     # Training
@@ -138,13 +143,11 @@ class Learner(TrainingLoop):
         run_fit(self, self._call_of(self._point).checked(self), self._point)
 
     def _call_of(self, state: dict[str, Any]) -> FitCall:
-        """The call that a state belongs to: the one that was stopped, or one made from the state's own numbers."""
-        if self._call is not None:
-            return self._call
-        n = state["counters"]
+        """The call that a state belongs to: its numbers, and the callbacks that came for the fit that was stopped."""
+        n, cbs = state["counters"], None if self._call is None else self._call.cbs
         if n["n_step"] is not None:
-            return FitCall(None, n_step=n["n_step"], valid_every=n["valid_every"])
-        return FitCall(n["n_epoch"])
+            return FitCall(None, cbs=cbs, n_step=n["n_step"], valid_every=n["valid_every"])
+        return FitCall(n["n_epoch"], cbs=cbs)
 
     def fit_one_cycle(
         self,
@@ -165,18 +168,13 @@ class Learner(TrainingLoop):
         """Trains with one cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
         if self.opt is None or reset_opt:
             self.create_opt()
-        lr_max = self._per_group("lr", self.lr if lr_max is None else lr_max)
+        lr_max = np.array(self.opt.per_group("lr", self.lr if lr_max is None else lr_max))
         scheds = {
             "lr": combined_cos(pct_start, lr_max / div, lr_max, lr_max / div_final),
             "mom": combined_cos(pct_start, *(self.moms if moms is None else moms)),
         }
         cbs = [ParamScheduler(scheds), *_listed(cbs)]
         self.fit(n_epoch, wd=wd, cbs=cbs, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
-
-    def _per_group(self, name: str, value: Any) -> np.ndarray:
-        """A hyper's values group by group, as the optimizer understands them."""
-        self.opt.set_hyper(name, value)
-        return np.array([hyper[name] for hyper in self.opt.hypers])
 
     def create_opt(self) -> None:
         """Makes the optimizer from `opt_func`, `splitter` and `lr`, and flags biases and normalization layers."""
@@ -283,7 +281,7 @@ class Learner(TrainingLoop):
 
     def state_dict(self) -> dict[str, Any]:
         """Everything a run is, as plain data in host memory: weights, optimizer, counters, callbacks, position."""
-        return capture(self)
+        return capture_or_point(self)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Puts back what `state_dict` returned; one that does not fit is refused before anything changes.
@@ -292,12 +290,15 @@ class Learner(TrainingLoop):
         """
         if self.task is not None:
             raise RuntimeError("`load_state_dict` was called while a run is active; load before the fit.")
-        created = self.opt is None and isinstance(state, dict) and state.get("opt") is not None
-        if created:
-            self.create_opt()
-        check_fits(self, state)
-        restore(self, state)
-        self._point = state
+        former = self.opt
+        try:
+            if former is None and isinstance(state, dict) and state.get("opt") is not None:
+                self.create_opt()
+            restore(self, state)
+        except ValueError:
+            self.opt = former
+            raise
+        self._point, self._call = state if state["counters"] else None, None
 
     # Showing
 

@@ -6,21 +6,23 @@ from numbers import Real
 from typing import Any
 
 import torch
-from fastcore.basics import class2attr
-from torch import Tensor
+from fastcore.basics import camel2snake, class2attr
+from torch import Tensor, nn
 
-from learnloop.data.batches import find_bs
+from learnloop.data.batches import find_bs, find_device, to_detach
 
 __all__ = [
     "AvgLoss",
     "AvgMetric",
     "AvgSmoothLoss",
+    "ForeignMetric",
     "Metric",
     "ValueMetric",
     "accuracy",
     "error_rate",
     "flatten_check",
     "mk_metric",
+    "name_of",
     "smooth",
 ]
 
@@ -88,7 +90,7 @@ class AvgMetric(Metric):
 
     @property
     def name(self) -> str:
-        return _name_of(self.func)
+        return name_of(self.func)
 
 
 class AvgLoss(Metric):
@@ -181,17 +183,87 @@ class ValueMetric(Metric):
 
     @property
     def name(self) -> str:
-        return self.metric_name or _name_of(self.func)
+        return self.metric_name or name_of(self.func)
+
+
+class ForeignMetric(Metric):
+    """The number of an object with `update(pred, *yb)`, `compute()` and `reset()`, as torchmetrics makes them.
+
+    Its state moves to the device of the predictions. What torchmetrics checks in every `update` waits for that device;
+    `validate_args=False`, given to its metric, leaves the checks out.
+    """
+
+    def __init__(self, metric: Any) -> None:
+        self.metric = metric
+        self.count = 0  # batches seen
+        self._device: torch.device | None = None  # where the state is known to be
+
+    def reset(self) -> None:
+        self.metric.reset()
+        self.count = 0
+
+    def accumulate(self, learn: Any) -> None:
+        yb = learn.yb
+        if not len(yb):
+            return
+        device = find_device(learn.pred)
+        if device != self._device and hasattr(self.metric, "to"):
+            self.metric.to(device)
+            self._device = device
+        self.metric.update(to_detach(learn.pred, cpu=False), *yb)
+        self.count += 1
+
+    @property
+    def value(self) -> Number | None:
+        if not self.count:
+            return None
+        number = self.metric.compute()
+        if isinstance(number, Real) or (isinstance(number, Tensor) and number.numel() == 1):
+            return _one_number(number, self)
+        what = f"shape {tuple(number.shape)}" if isinstance(number, Tensor) else repr(number)
+        raise ValueError(
+            f"metric `{self.name}` computed {what}; a column holds one number. Choose an average where it takes one."
+        )
+
+    @property
+    def name(self) -> str:
+        return camel2snake(type(self.metric).__name__)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"count": self.count, "metric": _foreign_state(self.metric)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.reset()
+        self.count, self._device = state["count"], None
+        _load_foreign_state(self.metric, state["metric"])
 
 
 def mk_metric(m: Any) -> Metric:
-    """A metric from what a user wrote: a Metric, a Metric class, or a function of `(pred, *yb)`, which is averaged."""
+    """A metric from what a user wrote: a Metric, a torchmetrics object, a class of these, or a function.
+
+    A function of `(pred, *yb)` is averaged over items, unless it has an `as_metric` that makes a metric of it.
+    """
     made = m() if isinstance(m, type) else m
     if isinstance(made, Metric):
         return made
+    if isinstance(made, nn.ModuleDict):
+        raise TypeError(
+            f"`metrics` holds a {type(made).__name__}, but each column is one metric. Pass `[*collection.values()]`."
+        )
+    if all(callable(getattr(made, step, None)) for step in ("update", "compute", "reset")):
+        return ForeignMetric(made)
     if not callable(made):
         raise TypeError(f"`metrics` holds {m!r}, which is no metric. Pass a function of (pred, *yb), or a `Metric`.")
-    return AvgMetric(made)
+    if _makes_a_metric(made):
+        raise TypeError(f"`metrics` holds `{name_of(made)}`, which makes a metric when called: `{name_of(made)}(…)`.")
+    as_metric = getattr(made, "as_metric", None)
+    return AvgMetric(made) if as_metric is None else as_metric()
+
+
+def _makes_a_metric(func: Any) -> bool:
+    """Whether a function is annotated to return a Metric, as those are that set up a metric of scikit-learn."""
+    returned = getattr(func, "__annotations__", {}).get("return")
+    return isinstance(returned, type) and issubclass(returned, Metric)
 
 
 def smooth(losses: Sequence[float], beta: float, val: float = 0.0, count: int = 0) -> list[float]:
@@ -289,7 +361,7 @@ def _one_number(value: Any, metric: Metric) -> Number:
     )
 
 
-def _name_of(func: Any) -> str:
+def name_of(func: Any) -> str:
     """The name a function was defined with, under any partials; the class name of an object."""
     while isinstance(func, functools.partial):
         func = func.func
@@ -297,6 +369,30 @@ def _name_of(func: Any) -> str:
 
 
 # -- state
+
+
+def _foreign_state(metric: Any) -> dict[str, Any]:
+    """What a metric made elsewhere has gathered; by the name of the part for torchmetrics, which may be nested."""
+    parts = _parts(metric)
+    if not parts:
+        return metric.state_dict() if hasattr(metric, "state_dict") else {}
+    return {name: [part.update_count, _copied(part.metric_state)] for name, part in parts.items()}
+
+
+def _load_foreign_state(metric: Any, state: dict[str, Any]) -> None:
+    parts = _parts(metric)
+    if not parts and hasattr(metric, "load_state_dict"):
+        metric.load_state_dict(state)
+    for name, part in parts.items():
+        part._update_count, gathered = state[name]  # else it warns that nothing was gathered
+        for key, value in gathered.items():
+            setattr(part, key, _copied(value))
+
+
+def _parts(metric: Any) -> dict[str, Any]:
+    """The torchmetrics inside one of them, itself under the empty name; their `state_dict` leaves the state out."""
+    modules = metric.named_modules() if isinstance(metric, nn.Module) else ()
+    return {name: module for name, module in modules if hasattr(module, "metric_state")}
 
 
 def _is_plain(value: Any) -> bool:
@@ -309,4 +405,6 @@ def _copied(value: Any) -> Any:
     """A copy that later batches do not change."""
     if type(value) in (list, tuple):
         return type(value)(_copied(item) for item in value)
+    if type(value) is dict:
+        return {key: _copied(item) for key, item in value.items()}
     return value.detach().clone() if isinstance(value, Tensor) else value

@@ -6,6 +6,7 @@ reading, and does not move the generators that dropout and initialisation draw f
 """
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import islice
@@ -14,7 +15,7 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 _64_BITS = (1 << 64) - 1
 
@@ -93,6 +94,7 @@ class _Seeded:
         self.torch_state = torch.default_generator.get_state()
         self.python_state = random.getstate()
         self.numpy_bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
+        self.numpy_state = np.random.get_state(legacy=False)
         self.numpy.seed(self.number & 0xFFFFFFFF)
         np.random.set_bit_generator(self.bits)  # type: ignore[attr-defined]
         torch.default_generator.manual_seed(self.number)
@@ -100,6 +102,8 @@ class _Seeded:
 
     def __exit__(self, *exc: object) -> None:
         np.random.set_bit_generator(self.numpy_bits)  # type: ignore[attr-defined]
+        if self.numpy_state["has_gauss"]:  # normals come in pairs, and the second of one was still waiting
+            np.random.set_state(self.numpy_state)
         torch.default_generator.set_state(self.torch_state)
         random.setstate(self.python_state)
 
@@ -117,14 +121,19 @@ def batches(dl: Any, key: Key, start: int = 0) -> Iterator[Any]:
         return dl.keyed_batches(key, start)
     if is_plain(dl):
         return _plain_batches(dl, key, start)
-    if isinstance(dl, Sequence):
+    if is_list(dl):
         return iter(dl if start == 0 else dl[start:])
     return islice(iter(dl), start, None) if start else iter(dl)
 
 
-def starts_anywhere(dl: Any) -> bool:
-    """Whether a pass over `dl` can start at any batch without reading those before it."""
-    return hasattr(dl, "keyed_batches") or is_plain(dl) or isinstance(dl, Sequence)
+def is_keyed(dl: Any, plain_too: bool = True) -> bool:
+    """Whether `dl` follows a key: ours always do, plain torch loaders where they may be rebuilt."""
+    return hasattr(dl, "keyed_batches") or (plain_too and is_plain(dl))
+
+
+def is_list(dl: Any) -> bool:
+    """Whether the batches lie ready and draw no random number."""
+    return isinstance(dl, Sequence)
 
 
 def is_plain(dl: Any) -> bool:
@@ -146,24 +155,33 @@ def length(dl: Any) -> int | None:
         return None
 
 
+#: Rebuilt loaders with workers that live on, and their orders, between two passes over the loader that was handed in.
+_standing: WeakKeyDictionary[DataLoader, Any] = WeakKeyDictionary()
+
+
 def _plain_batches(dl: DataLoader, key: Key, start: int) -> Iterator[Any]:
+    """A pass over the loader rebuilt; closing it ends the workers, or lets those that are meant to live on stand by."""
     order = _KeyedOrder(_order(dl, key), key, start)
-    if not dl.persistent_workers:
-        return iter(_rebuilt(dl, order, key))
-    if dl not in _persistent:
-        _persistent[dl] = (_rebuilt(dl, order, key), order)
-    rebuilt, kept_order = _persistent[dl]
-    vars(kept_order).update(vars(order))
-    return iter(rebuilt)
-
-
-#: Rebuilt loaders whose workers live on, as long as the loader that was handed in.
-_persistent: WeakKeyDictionary[DataLoader, Any] = WeakKeyDictionary()
+    # A pass takes them away: another pass begun meanwhile gets workers of its own.
+    rebuilt, order_there = _standing.pop(dl, None) or (_rebuilt(dl, order, key), order)
+    vars(order_there).update(vars(order))
+    stream = iter(rebuilt)
+    is_whole = False
+    try:
+        yield from stream
+        is_whole = True
+    except GeneratorExit:
+        is_whole = True
+    finally:
+        if is_whole and dl.persistent_workers:
+            _standing[dl] = rebuilt, order_there
+        elif hasattr(stream, "_shutdown_workers"):
+            stream._shutdown_workers()
 
 
 def _order(dl: DataLoader, key: Key) -> list[Any]:
     """The indices of every batch of a pass, drawn by the loader's own sampler from the pass's key."""
-    sampler = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
+    sampler: Any = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
     drawing = [s for s in (sampler, getattr(sampler, "sampler", None)) if s is not None]
     for s in drawing:
         if hasattr(s, "set_epoch"):
@@ -186,22 +204,35 @@ def _rebuilt(dl: DataLoader, order: "_KeyedOrder", key: Key) -> DataLoader:
     `batch_size=None` hands each element of `order` to the dataset as it is, so one element is one batch. The private
     generator keeps `iter()` from drawing the workers' base seed from the global one.
     """
-    generator = torch.Generator()
-    generator.manual_seed(key.number())
-    workers = {"prefetch_factor": dl.prefetch_factor, "persistent_workers": dl.persistent_workers}
+    dataset: Any = _KeyedDataset(dl.dataset, dl.collate_fn, one_item=dl.batch_sampler is None)
     return DataLoader(
-        _KeyedDataset(dl.dataset, dl.collate_fn, one_item=dl.batch_sampler is None),
+        dataset,
         batch_size=None,
-        sampler=order,  # type: ignore[arg-type]
+        sampler=order,
         collate_fn=_as_it_is,
         num_workers=dl.num_workers,
         pin_memory=dl.pin_memory,
         timeout=dl.timeout,
-        worker_init_fn=dl.worker_init_fn,
+        worker_init_fn=_WorkerStart(dl.worker_init_fn),
         multiprocessing_context=dl.multiprocessing_context,
-        generator=generator,
-        **(workers if dl.num_workers else {}),
+        generator=torch.Generator().manual_seed(key.number()),
+        prefetch_factor=dl.prefetch_factor,
+        persistent_workers=dl.persistent_workers,
     )
+
+
+class _WorkerStart:
+    """What a worker does first: it leaves Ctrl-C to the main process, and shows the user's own code its dataset."""
+
+    def __init__(self, own: Any):
+        self.own = own  # the loader's `worker_init_fn`
+
+    def __call__(self, worker_id: int) -> None:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to workers too
+        info: Any = get_worker_info()
+        object.__setattr__(info, "dataset", info.dataset.dataset)  # frozen
+        if self.own is not None:
+            self.own(worker_id)
 
 
 class _KeyedOrder:

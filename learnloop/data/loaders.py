@@ -38,7 +38,8 @@ class DataLoaders:
                     f"loader {i} is a {type(loader).__name__}, which cannot be iterated; pass an iterable of batches."
                 )
         self.loaders, self.path, self.keyed = list(loaders), Path(path), keyed
-        self._n_inp, self._device = n_inp, None
+        self._n_inp = n_inp
+        self._device: torch.device | None = None
         self.targets = (targets,) if isinstance(targets, str) else targets
         if device is not None:
             self.to(device)
@@ -118,10 +119,10 @@ class DataLoaders:
 
     def to(self, device: str | torch.device) -> "DataLoaders":
         """Batches and model go to this device from now on; tensors held by our own loaders move at once."""
-        self._device = torch.device(device)
+        device = self._device = torch.device(device)
         for loader in self.loaders:
             if isinstance(loader, TensorLoader):
-                loader.to(self._device)
+                loader.to(device)
         return self
 
     def cuda(self) -> "DataLoaders":

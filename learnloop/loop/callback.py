@@ -80,7 +80,10 @@ class Callback:
             try:
                 return getattr(learn, name)
             except AttributeError:
-                pass
+                if _is_property(learn, name):
+                    raise
+        if _is_property(self, name):
+            return object.__getattribute__(self, name)  # its getter failed: with what it says itself
         raise AttributeError(_Missing(name, self, learn), name=name)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -185,7 +188,7 @@ class _Missing:
     def __str__(self) -> str:
         if self.learn is None:
             return f"`{self.cb}` has no attribute `{self.name}`; it is on no learner.{nearest(self.name, self.cb)}"
-        model = self.learn.model
+        model = vars(self.learn).get("model")
         return (
             f"`{self.name}` is neither on the callback `{self.cb}`, nor on the learner, nor on the model "
             f"`{type(model).__name__}`.{nearest(self.name, self.cb, self.learn, model)}"
@@ -195,6 +198,10 @@ class _Missing:
 
     def __reduce__(self) -> Any:
         return str, (str(self),)
+
+
+def _is_property(owner: Any, name: str) -> bool:
+    return isinstance(getattr(type(owner), name, None), property)
 
 
 def _shadows(cb: Callback, learn: Any, name: str) -> bool:

@@ -6,7 +6,7 @@ import torch
 from fastcore.basics import detuplify
 from torch import Tensor, nn
 
-from learnloop.data.batches import exact_device, model_caller, pick_loss, pick_pred, split, to_device
+from learnloop.data.batches import exact_device, model_caller, on_device, pick_loss, pick_pred, split, to_device
 from learnloop.data.keyed import length
 from learnloop.data.loaders import known_n_inp
 from learnloop.loop.dispatch import Dispatcher
@@ -37,6 +37,7 @@ class CurrentBatch(Dispatcher):
     _last_loss: Any = torch.tensor(0.0)  # what `loss` shows before this batch has one
     _output_loss: Any = None  # a loss that came out of the model
     _device: torch.device | None = None  # where batches go in this phase
+    _moves: bool | None = None  # whether they come from elsewhere; None before the phase's first
     _n_inp: int | None = None
     _caller: Any = None  # how the model is called with anything but tensors in this phase
 
@@ -81,6 +82,7 @@ class CurrentBatch(Dispatcher):
         """What is decided once per phase, not once per batch."""
         self.dl, self.training, self.n_iter, self.batch = dl, training, length(dl), None
         self._n_inp, self._caller, self._device = known_n_inp(self.dls, dl), None, self._find_device()
+        self._moves = None
 
     def _find_device(self) -> torch.device:
         first = next(self._parameters(), None)
@@ -91,21 +93,21 @@ class CurrentBatch(Dispatcher):
 
     def _split(self, batch: Any) -> None:
         """Sets `xb` and `yb`, on the device; forgets prediction and loss of the batch before."""
-        if type(batch) is tuple or type(batch) is list:  # the usual batch, without the general functions' calls
-            n = self._n_inp or max(1, len(batch) - 1)
-            self.xb, self.yb = tuple(batch[:n]), tuple(batch[n:])
-            for x in batch:
-                if getattr(x, "device", None) != self._device:
-                    self._move()
-                    break
+        if self._moves is not False:
+            batch = self._moved(batch)
+        if type(batch) is tuple:  # the usual batch, without the calls that `split` needs for all the others
+            n = self._n_inp or len(batch) - 1 or 1
+            self.xb, self.yb = batch[:n], batch[n:]
         else:
             self.xb, self.yb = split(batch, self._n_inp, getattr(self.dls, "targets", None))
-            self._move()
         self.pred = self._raw_loss = self._loss = self._loss_grad = self._output_loss = None
 
-    def _move(self) -> None:
+    def _moved(self, batch: Any) -> Any:
+        """The batch on the device; whether batches have to be moved is decided by the first one of a phase."""
         device = self._device or self._find_device()
-        self.xb, self.yb = to_device(self.xb, device), to_device(self.yb, device)
+        if self._moves is None and self._device is not None:
+            self._moves = not on_device(batch, device)
+        return to_device(batch, device)
 
     def _predict(self) -> None:
         xb = self.xb
@@ -169,4 +171,4 @@ class CurrentBatch(Dispatcher):
     def _release_batch(self) -> None:
         self.dl, self.batch, self.xb, self.yb, self.pred = None, None, (None,), (None,), None
         self._raw_loss = self._loss = self._loss_grad = self._output_loss = self._last_loss = None
-        self._device = self._caller = None
+        self._device = self._caller = self._moves = None

@@ -51,7 +51,7 @@ class Dispatcher:
         except CancelException:
             raise
         except Exception as error:
-            add_note(error, self, handler, event_name)
+            add_note(error, self, f"{owner_of(handler)!r}.{event_name}")
             raise
 
     def _call_unlisted(self, event_name: Any) -> None:
@@ -91,10 +91,7 @@ class Dispatcher:
         if any(cb is other for other in self.cbs) or sum(cb is other for other in adding) > 1:
             raise ValueError(f"`{cb!r}` is on this learner already; add another instance, or remove this one first.")
         name = cb.name
-        taken = getattr(type(self), name, None) is not None or (
-            name in self.__dict__ and not isinstance(self.__dict__[name], Callback)
-        )
-        if taken:
+        if hasattr(type(self), name) or not isinstance(self.__dict__.get(name, cb), Callback):
             raise ValueError(
                 f"`{type(cb).__name__}` would hide `learn.{name}`: its class name in snake case is how it is reached. "
                 f"Rename the class, for example to `My{type(cb).__name__}`."
@@ -311,15 +308,14 @@ def _silent(table: Table, cleanups: Table) -> frozenset[str]:
     )
 
 
-def add_note(error: BaseException, learn: Any, handler: Any, event_name: Any) -> None:
-    """Says on an error which callback raised it, where, and what the batch looked like; once, where it was raised."""
+def add_note(error: BaseException, learn: Any, raiser: str) -> None:
+    """Says on an error who raised it, where, and what the batch looked like; once, where it was raised."""
     if any(note.startswith("raised by ") for note in getattr(error, "__notes__", ())):
         return
     state = learn.__dict__
-    where = f"raised by {owner_of(handler)!r}.{event_name}"
-    if learn.task is not None and state.get("epoch") is not None:
-        phase = "train" if learn.training else "validate"
-        where += f" at epoch {state['epoch']}, batch {state.get('iter')}, {phase}"
+    where = f"raised by {raiser}"
+    if learn.task is not None and "iter" in state:
+        where += f" at epoch {learn.epoch}, batch {learn.iter}, {'train' if learn.training else 'validate'}"
     if any(span.name == "batch" for span in learn._open_spans):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
     error.add_note(where)

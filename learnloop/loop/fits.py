@@ -9,7 +9,7 @@ import torch
 from learnloop.data.keyed import draw_seed, length
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.dispatch import instances
-from learnloop.loop.interrupt import StopButton, keyboard_interrupt
+from learnloop.loop.interrupt import StopButton, stopped
 from learnloop.loop.kept import Kept
 from learnloop.loop.passes import Passes
 from learnloop.loop.runs import run_outermost
@@ -48,7 +48,7 @@ class FitCall:
     @property
     def epochs(self) -> int:
         """How many epochs this fit has; with `n_step`, the stretches between two validations."""
-        return self.n_epoch if self.n_step is None else -(-self.n_step // self.stretch)  # type: ignore[return-value,operator]
+        return self.n_epoch or 0 if self.n_step is None else -(-self.n_step // self.stretch)
 
     @property
     def stretch(self) -> int:
@@ -77,16 +77,16 @@ def _check_loaders(learn: Any) -> None:
 
 def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> None:
     """A fit, new or from the state where it was stopped, with Ctrl-C as its stop button."""
-    with StopButton(learn):
-        learn._call = call
+    with StopButton(learn) as button:
         run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
-    if learn._stop_requested:
-        raise _stopped(learn) from None
+    learn._call = call if learn._point is not None else None
+    if button.was_pressed:
+        raise _interrupt(learn)
 
 
 def _fit(learn: Any, call: FitCall, resume: dict[str, Any] | None) -> None:
     learn._prepare_opt(call, resume is not None)
-    learn._point, learn._resuming, learn._validation_start = resume, resume, None
+    learn._point, learn._no_point, learn._resuming, learn._validation_start = resume, None, resume, None
     learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
     learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
     learn.train_iter = learn.opt_iter = learn._batches_done = 0
@@ -108,8 +108,8 @@ def _stoppable(learn: Any) -> None:
         learn._do_fit()
         stop_if_asked(learn)
     except CancelFitException:
-        if learn.interrupted and learn._point is None:
-            learn._point = {**capture(learn), **(learn._validation_start or {})}
+        if learn.interrupted and learn._stage[0] != "train":
+            _take_point(learn)
         raise
 
 
@@ -122,8 +122,8 @@ def arrive(learn: Any, stage: str, epoch: int) -> None:
         return
     learn._stage = (stage, epoch)
     if resumes_at(learn, stage):
-        state, learn._resuming, learn._point = learn._resuming, None, None
-        restore(learn, state)
+        restore(learn, learn._resuming)
+        learn._resuming = learn._point = None
     learn._validation_start = capture_moving(learn) if stage == "validate" else None
 
 
@@ -148,21 +148,42 @@ def position(learn: Any) -> dict[str, Any]:
 
 def stop_if_asked(learn: Any) -> None:
     """Ends a fit after Ctrl-C, at a place from which it can go on exactly; runs nested in it are not cut."""
-    if not learn._stop_requested or learn.task != "fit":
+    if not learn._stop_requested or learn.task != "fit" or _has_drawn_batch(learn):
         return
     learn.interrupted = True
-    if learn._stage[0] == "train" and learn._resuming is None:
-        learn._point = capture(learn)  # before the cleanups of train: they drop an open accumulation window
+    if learn._stage[0] == "train":
+        _take_point(learn)  # before the cleanups of train: they drop an open accumulation window
     raise CancelFitException
 
 
-def _stopped(learn: Any) -> KeyboardInterrupt:
+def _has_drawn_batch(learn: Any) -> bool:
+    """Whether a batch is in hand that a loader drew from the global generators: read again, it would be another."""
+    in_hand = learn._stage[0] == "train" and learn.batch is not None and learn.iter == learn._batches_done
+    return learn._pass_random is not None and in_hand
+
+
+def _take_point(learn: Any) -> None:
+    """Takes the state to resume from; a resumed fit that has not loaded its own yet keeps that one."""
+    if learn._resuming is not None:
+        return
+    try:
+        learn._point = capture(learn)
+    except Exception as error:  # such as a callback's state that cannot be stored: the fit ends all the same
+        learn._no_point = error
+
+
+def _interrupt(learn: Any) -> KeyboardInterrupt:
+    """What leaves a fit that Ctrl-C has ended: where it stopped, and whether it can go on."""
     if not learn.interrupted:
-        return keyboard_interrupt("when the fit was ending already", goes_on=False)
+        return stopped("when the fit was ending already", "There is nothing left to go on with.")
+    if learn._point is not None:
+        return stopped(_where(learn), "`learn.resume()` goes on from there.")
+    reason = f", because {learn._no_point}" if learn._no_point is not None else ": fit again."
+    return stopped(_where(learn), f"It cannot go on exactly from there{reason}")
+
+
+def _where(learn: Any) -> str:
     stage, epoch = learn._stage
-    where = f"before epoch {epoch}"
     if stage == "train":
-        where = f"before batch {learn._batches_done} of epoch {epoch}"
-    elif stage == "validate":
-        where = f"in the validation of epoch {epoch}"
-    return keyboard_interrupt(where, goes_on=learn._point is not None)
+        return f"before batch {learn._batches_done} of epoch {epoch}"
+    return f"in the validation of epoch {epoch}" if stage == "validate" else f"before epoch {epoch}"

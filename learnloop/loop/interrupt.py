@@ -23,8 +23,11 @@ class StopButton:
     """
 
     def __init__(self, learn: Any):
-        self.learn, self.former = learn, None
+        self.learn = learn
+        self.former: Any = None  # the handler to put back; None where ours is not installed
+        self.was_pressed = False  # known once the fit has ended
 
+    @uncut
     def __enter__(self) -> "StopButton":
         self.learn._stop_requested = self.learn._stop_late = self.learn.interrupted = False
         in_main = threading.current_thread() is threading.main_thread()
@@ -32,10 +35,16 @@ class StopButton:
             self.former = signal.signal(signal.SIGINT, self._pressed)
         return self
 
+    @uncut
     def __exit__(self, *exc: object) -> None:
+        learn = self.learn
         if self.former is not None:
             signal.signal(signal.SIGINT, self.former)
             self.former = None
+        self.was_pressed = learn._stop_requested
+        if learn._stop_late:  # pressed again when no cleanup was left that could raise it
+            learn._point = None
+        learn._stop_requested = learn._stop_late = False  # the next run begins without
 
     def _pressed(self, signum: int, frame: FrameType | None) -> None:
         learn = self.learn
@@ -44,8 +53,13 @@ class StopButton:
         elif _must_wait(frame):
             learn._stop_late = True
         else:
-            learn._point = None  # somewhere inside a batch: no state that could be gone on from exactly
-            raise KeyboardInterrupt
+            raise cut_short(learn)
+
+
+def cut_short(learn: Any) -> KeyboardInterrupt:
+    """What a second Ctrl-C raises: somewhere inside a batch there is no state to go on from exactly."""
+    learn._stop_late, learn._point = False, None
+    return KeyboardInterrupt("a second Ctrl-C cut the fit where it was, so it cannot go on exactly: fit again.")
 
 
 def _must_wait(frame: FrameType | None) -> bool:
@@ -59,9 +73,8 @@ def _must_wait(frame: FrameType | None) -> bool:
     return False
 
 
-def keyboard_interrupt(where: str, goes_on: bool) -> KeyboardInterrupt:
+def stopped(where: str, then: str) -> KeyboardInterrupt:
     """An exact KeyboardInterrupt, not a subclass, which would exit with 1; a notebook shows it as one line."""
-    then = "`learn.resume()` goes on from there." if goes_on else "It cannot go on exactly from there: fit again."
     interrupt = KeyboardInterrupt(f"stopped {where}. {then}")
     interrupt._render_traceback_ = lambda: [f"KeyboardInterrupt: {interrupt}"]  # type: ignore[attr-defined]
     return interrupt

@@ -5,21 +5,23 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from learnloop.data.keyed import Key, batches, mix, random_states, set_random_states, starts_anywhere
+from learnloop.data.keyed import Key, batches, is_keyed, is_list, mix, random_states, set_random_states
 from learnloop.loop.cancel import CancelException
+from learnloop.loop.dispatch import add_note
+from learnloop.loop.interrupt import uncut
 
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
     """The batches of the phase that `learn` is in, from `start` on."""
     if learn.training and learn._passes is not None and learn.task == "fit":
         return _stretch(learn)
-    return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start)
+    return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
 
 
-def _one_pass(learn: Any, dl: Any, number: int, start: int) -> Iterator[Any]:
-    if getattr(learn.dls, "keyed", True) and starts_anywhere(dl):
+def _one_pass(learn: Any, dl: Any, number: int, start: int, training: bool) -> Iterator[Any]:
+    if is_list(dl) or is_keyed(dl, getattr(learn.dls, "keyed", True)):
         return batches(dl, Key(_seed_of(learn, dl), number), start)
-    return _read_again(learn, dl, start)
+    return _read_again(learn, dl, start, training and learn.task == "fit")
 
 
 def _seed_of(learn: Any, dl: Any) -> int:
@@ -30,11 +32,11 @@ def _seed_of(learn: Any, dl: Any) -> int:
     return mix(seed, next((i for i, other in enumerate(loaders) if other is dl), len(loaders)))
 
 
-def _read_again(learn: Any, dl: Any, start: int) -> Iterator[Any]:
+def _read_again(learn: Any, dl: Any, start: int, in_fit: bool) -> Iterator[Any]:
     """A loader that draws from the global generators: begun in the state of its first time, read up to `start`."""
-    if start and learn._pass_random is not None:
+    if in_fit and learn._resuming is not None and learn._pass_random is not None:
         set_random_states(learn._pass_random)
-    elif learn.training:
+    elif in_fit:
         learn._pass_random = random_states()
     stream = iter(dl)
     for _ in islice(stream, start):
@@ -56,7 +58,7 @@ class Passes:
         self.learn, self.dl, self.number, self.taken = learn, dl, number, start
         self.used = (number, start)  # the place after the last batch that was counted
         self.steps_before = learn.opt_iter if start == 0 else -1  # a pass begun in the middle proves nothing
-        self.stream = _one_pass(learn, dl, number, start)
+        self.stream = _one_pass(learn, dl, number, start, training=True)
 
     def __next__(self) -> Any:
         while True:
@@ -76,7 +78,7 @@ class Passes:
             )
         self.close()
         self.number, self.taken, self.steps_before = self.number + 1, 0, self.learn.opt_iter
-        self.stream = _one_pass(self.learn, self.dl, self.number, 0)
+        self.stream = _one_pass(self.learn, self.dl, self.number, 0, training=True)
 
     def mark(self) -> None:
         """The batch handed out last is done: a resume begins after it."""
@@ -87,18 +89,24 @@ class Passes:
 
 
 @contextmanager
-def opened(learn: Any, stream: Iterator[Any]) -> Iterator[Iterator[Any]]:
-    """Closes a stream at the end of its phase; a loader that fails after Ctrl-C was stopped by it."""
+def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
+    """The phase's batches, closed at its end; a loader that fails after Ctrl-C was stopped by it."""
+    stream = None
     try:
+        stream = phase_batches(learn, start)
         yield stream
     except Exception as error:
-        if learn._stop_requested and learn.batch is None and not isinstance(error, CancelException):
-            learn._stop_here()
+        if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
+            if learn._stop_requested:
+                learn._stop_here()
+            name = "training" if learn.training else "validation"
+            add_note(error, learn, f"the {name} loader, on its way to the next batch,")
         raise
     finally:
         close(stream)
 
 
+@uncut
 def close(stream: Any) -> None:
     """Ends a generator, or the workers of a torch loader that are not meant to live on."""
     if hasattr(stream, "_shutdown_workers") and not getattr(stream, "_persistent_workers", False):

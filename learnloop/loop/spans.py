@@ -14,17 +14,25 @@ from learnloop.loop.cancel import (
     CancelTrainException,
     CancelValidException,
 )
-from learnloop.loop.dispatch import add_note, calls_handlers
-from learnloop.loop.interrupt import uncut
+from learnloop.loop.dispatch import add_note, calls_handlers, owner_of
+from learnloop.loop.interrupt import cut_short, uncut
+
+uncut(add_note)  # it runs between an error and its cleanup
 
 
 class Span:
-    """The names of a span's events, the exception that cancels it, and whether Ctrl-C may stop before it."""
+    """The names of a span's events, the exception that cancels it, and how it may be run."""
 
-    __slots__ = ("after", "after_cancel", "before", "cancel", "cleanup", "name", "stops")
+    __slots__ = ("after", "after_cancel", "before", "cancel", "cleanup", "innermost", "name", "stops")
 
-    def __init__(self, name: str, cancel: type[CancelException], stops: bool = False):
-        self.name, self.cancel, self.stops = name, cancel, stops
+    def __init__(
+        self,
+        name: str,
+        cancel: type[CancelException],
+        stops: bool = False,  # Ctrl-C may stop before it
+        innermost: bool = False,  # its body sends no events: where nobody listens, it runs bare
+    ):
+        self.name, self.cancel, self.stops, self.innermost = name, cancel, stops, innermost
         self.before, self.after, self.cleanup = f"before_{name}", f"after_{name}", f"cleanup_{name}"
         self.after_cancel = f"after_cancel_{name}"
 
@@ -37,8 +45,8 @@ EPOCH = Span("epoch", CancelEpochException, stops=True)
 TRAIN = Span("train", CancelTrainException, stops=True)
 VALIDATE = Span("validate", CancelValidException, stops=True)
 BATCH = Span("batch", CancelBatchException, stops=True)
-BACKWARD = Span("backward", CancelBackwardException)
-STEP = Span("step", CancelStepException)
+BACKWARD = Span("backward", CancelBackwardException, innermost=True)
+STEP = Span("step", CancelStepException, innermost=True)
 SPANS = (FIT, EPOCH, TRAIN, VALIDATE, BATCH, BACKWARD, STEP)
 
 
@@ -54,7 +62,7 @@ def run_span(
     if learn._stop_requested and span.stops:
         learn._stop_here()
     if not entered:
-        if count is None and span.name in learn._silent:
+        if span.innermost and span.name in learn._silent:
             try:
                 body()
             except span.cancel:
@@ -78,6 +86,8 @@ def run_span(
         except span.cancel:
             pass  # it is over anyway
     except BaseException as error:
+        if span is BATCH and isinstance(error, Exception) and not isinstance(error, CancelException):
+            add_note(error, learn, "the model, the loss or the optimizer")
         clean_up(learn, span, error)
         raise
     if learn._cleanup_handlers[span.cleanup] or learn._stop_late:
@@ -120,7 +130,7 @@ def clean_up(learn: Any, span: Span, error: BaseException | None = None) -> None
             kept.append(_in_cleanup(raised, learn, handler, span))
     learn._open_spans.pop()
     if learn._stop_late:
-        kept.append(learn._too_late())
+        kept.append(cut_short(learn))
     if kept:
         first = _first_of(kept, error)
         kept.clear()  # an exception that a frame of its own traceback names would live until the next gc
@@ -139,7 +149,7 @@ def _in_cleanup(raised: BaseException, learn: Any, handler: Any, span: Span) -> 
         error.__cause__ = raised
         raised = error
     if isinstance(raised, Exception):
-        add_note(raised, learn, handler, span.cleanup)
+        add_note(raised, learn, f"{owner_of(handler)!r}.{span.cleanup}")
     return raised
 
 

@@ -1,5 +1,6 @@
 """What a run is: taken as plain data, put back, and set aside while another run goes on inside."""
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ COUNTERS = ("train_iter", "opt_iter", "pct_train", "n_epoch", "n_step", "valid_e
 ASIDE = (
     *("dl", "iter", "n_iter", "epoch", "n_epoch", "n_step", "training", "task", "batch", "xb", "yb", "pred"),
     *("final_record", "stepped", "_loss", "_loss_grad", "_raw_loss", "_last_loss", "_output_loss", "_device"),
-    *("_caller", "_n_inp", "_data_seed", "_pass_random"),
+    *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random"),
 )
 _KIND = "__kind__"
 
@@ -49,21 +50,23 @@ def _converted(value: Any, where: str, tensor: Callable[[Tensor], Tensor]) -> An
     if value is None or kind in (bool, int, float, complex, str):
         return value
     if isinstance(value, Tensor):
-        copied = tensor(value)
+        copied = tensor(value).as_subclass(Tensor)  # other classes are not read back with `weights_only=True`
         return copied if value.device.type == "cpu" else _tagged("tensor", copied, device=str(value.device))
     if kind in (list, tuple):
+        if all(type(v) is int for v in value):
+            return kind(value)  # 625 of them are in python's random state, which is taken every epoch
         return kind(inside(v) for v in value)
     if isinstance(value, dict):
-        return {_key(k, where): inside(v) for k, v in value.items()}
+        items = {_key(k, where): inside(v) for k, v in value.items()}
+        return items if _KIND not in items else _tagged("dict", items)
     if isinstance(value, L):
         return _tagged("L", [inside(v) for v in value])
     if isinstance(value, Path):
         return _tagged("path", str(value))
-    if isinstance(value, np.ndarray) and value.dtype != object:
-        data = torch.from_numpy(np.frombuffer(value.tobytes(), dtype=np.uint8).copy())
-        return _tagged("array", data, dtype=value.dtype.str, shape=list(value.shape))
-    if isinstance(value, np.generic):
-        return value.item()
+    if isinstance(value, (np.ndarray, np.generic)) and value.dtype.fields is None and not value.dtype.hasobject:
+        data = torch.frombuffer(bytearray(value.tobytes()) or bytearray(1), dtype=torch.uint8)[: value.nbytes]
+        kind_of_numpy = "array" if isinstance(value, np.ndarray) else "scalar"
+        return _tagged(kind_of_numpy, data, dtype=value.dtype.str, shape=list(value.shape))
     if isinstance(value, np.random.Generator):
         return _tagged("generator", inside(value.bit_generator.state))
     raise TypeError(
@@ -102,12 +105,28 @@ def _generator(tagged: dict[str, Any]) -> np.random.Generator:
     return np.random.Generator(bits)
 
 
+def _array(tagged: dict[str, Any]) -> np.ndarray:
+    flat = np.frombuffer(tagged["value"].numpy().tobytes(), np.dtype(tagged["dtype"]))
+    return flat.reshape(tagged["shape"]).copy()
+
+
+def _tensor(tagged: dict[str, Any]) -> Tensor:
+    """On its device, where this machine has that one."""
+    device = torch.device(tagged["device"])
+    here = torch.accelerator.current_accelerator(check_available=True)
+    if here is None or here.type != device.type or (device.index or 0) >= torch.accelerator.device_count():
+        return tagged["value"].clone()
+    return tagged["value"].to(device)
+
+
 _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "L": lambda t: L(unplain(t["value"])),
     "path": lambda t: Path(t["value"]),
-    "array": lambda t: np.frombuffer(t["value"].numpy().tobytes(), np.dtype(t["dtype"])).reshape(t["shape"]).copy(),
+    "dict": lambda t: {k: unplain(v) for k, v in t["value"].items()},
+    "array": _array,
+    "scalar": lambda t: _array(t)[()],
     "generator": _generator,
-    "tensor": lambda t: t["value"].to(t["device"] if torch.cuda.is_available() else "cpu", copy=True),
+    "tensor": _tensor,
 }
 
 
@@ -123,12 +142,27 @@ def capture(learn: Any) -> dict[str, Any]:
         "trainable": [p.requires_grad for p in _parameters(learn.model)],
         "grads": [plain(p.grad) for p in _parameters(learn.model)],
         "opt": None if learn.opt is None else plain(learn.opt.state_dict(), "the optimizer's state"),
-        "counters": plain({n: learn.__dict__.get(n) for n in COUNTERS}),
+        "opt_kind": _kind_of_opt(learn.opt),
+        "counters": plain({n: learn.__dict__[n] for n in COUNTERS if n in learn.__dict__}),  # none before the first fit
         "position": plain(learn._position()),
         "kept": plain(learn._kept.state_dict()),
         "pass_random": plain(learn._pass_random),
-        **capture_moving(learn),
+        **(learn._validation_start or capture_moving(learn)),  # a validation is begun again, with all that follows it
     }
+
+
+def capture_or_point(learn: Any) -> dict[str, Any]:
+    """`capture`; but between a stop and its resume, as long as nobody moved the weights, a copy of the stop's state."""
+    point = learn._point
+    return copy.deepcopy(point) if learn.task is None and _has_weights(learn, point) else capture(learn)
+
+
+def _has_weights(learn: Any, state: dict[str, Any] | None) -> bool:
+    if state is None or _differences(_model_state(learn.model), state["model"]):
+        return False
+    saved = unplain(state["model"])
+    here = _model_state(learn.model).items()
+    return all(torch.equal(value.cpu(), saved[name].cpu()) for name, value in here if isinstance(value, Tensor))
 
 
 def capture_moving(learn: Any) -> dict[str, Any]:
@@ -137,9 +171,10 @@ def capture_moving(learn: Any) -> dict[str, Any]:
 
 
 def callback_states(learn: Any) -> list[list[Any]]:
-    """[class name, state] of every callback that has something to keep, in the order of the list."""
-    states = [(cb, cb.state_dict()) for cb in learn.cbs]
-    return [[type(cb).__name__, _plain_items(cb, state)] for cb, state in states if state]
+    """[class name, state] of every callback of a class that has something to keep, in the order of the list."""
+    states = [(type(cb).__name__, _plain_items(cb, cb.state_dict())) for cb in learn.cbs]
+    keeping = {name for name, state in states if state}
+    return [[name, state] for name, state in states if name in keeping]
 
 
 def _plain_items(cb: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -156,6 +191,8 @@ def check_callback_states(learn: Any) -> None:
 def restore(learn: Any, state: dict[str, Any]) -> None:
     """Puts back what `capture` took. A state that does not fit is refused before anything is changed."""
     check_fits(learn, state)
+    if state["opt"] is not None:
+        learn.opt.load_state_dict(unplain(state["opt"]))  # first: it refuses what does not fit before it changes
     if isinstance(learn.model, nn.Module):
         learn.model.load_state_dict(unplain(state["model"]))
     for module, training in zip(_modules(learn.model), state["modes"], strict=True):
@@ -164,14 +201,12 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
     for p, trainable, grad in saved:
         p.requires_grad_(trainable)
         p.grad = None if grad is None else unplain(grad).to(p.device, p.dtype)
-    if state["opt"] is not None:
-        learn.opt.load_state_dict(unplain(state["opt"]))
-    for name, value in unplain(state["counters"]).items():
-        learn.__dict__[name] = value
+    learn.__dict__.update(unplain(state["counters"]))
     learn._kept.load_state_dict(unplain(state["kept"]))
     learn._pass_random = unplain(state["pass_random"])
     for cb, cb_state in _matched(learn, state["callbacks"]):
-        cb.load_state_dict(unplain(cb_state))
+        if cb_state:
+            cb.load_state_dict(unplain(cb_state))
     set_random_states(unplain(state["random"]))
 
 
@@ -180,10 +215,12 @@ def check_fits(learn: Any, state: dict[str, Any]) -> None:
     if not isinstance(state, dict) or state.get("version") != VERSION:
         raise ValueError("this is no state of a learner: `load_state_dict` takes what `state_dict()` returned.")
     problems = _differences(_model_state(learn.model), state["model"])
-    if len(list(_modules(learn.model))) != len(state["modes"]):
-        problems.append(f"{len(state['modes'])} modules saved, {len(list(_modules(learn.model)))} here")
+    problems += _other_number("modules", state["modes"], _modules(learn.model))
+    problems += _other_number("parameters", state["trainable"], _parameters(learn.model))
     if state["opt"] is not None and learn.opt is None:
         problems.append("an optimizer saved, none here: call `learn.create_opt()`")
+    elif state["opt"] is not None and state["opt_kind"] != _kind_of_opt(learn.opt):
+        problems.append(f"the optimizer is {state['opt_kind']} saved and {_kind_of_opt(learn.opt)} here")
     problems += _missing_callbacks(learn, state["callbacks"])
     if problems:
         raise ValueError("the state does not fit this learner: " + "; ".join(problems[:5]) + ".")
@@ -193,16 +230,32 @@ def _differences(here: dict[str, Any], saved: dict[str, Any]) -> list[str]:
     problems = [f"`{k}` saved but not in the model" for k in saved if k not in here]
     problems += [f"`{k}` in the model but not saved" for k in here if k not in saved]
     for name, value in here.items():
-        if isinstance(value, Tensor) and name in saved and unplain(saved[name]).shape != value.shape:
-            problems.append(f"`{name}` is {list(unplain(saved[name]).shape)} saved and {list(value.shape)} here")
+        if isinstance(value, Tensor) and name in saved and _shape(saved[name]) != value.shape:
+            problems.append(f"`{name}` is {list(_shape(saved[name]))} saved and {list(value.shape)} here")
     return problems
+
+
+def _shape(saved: Any) -> torch.Size:
+    """Of a tensor that may have been on an accelerator."""
+    return (saved["value"] if isinstance(saved, dict) else saved).shape
+
+
+def _other_number(of: str, saved: list[Any], here: Iterator[Any]) -> list[str]:
+    n = len(list(here))
+    return [] if n == len(saved) else [f"{len(saved)} {of} saved, {n} here"]
+
+
+def _kind_of_opt(opt: Any) -> str | None:
+    """The class of an optimizer, and of the one that it wraps."""
+    inner = f" of {type(opt.opt).__name__}" if hasattr(opt, "opt") else ""
+    return None if opt is None else type(opt).__name__ + inner
 
 
 def _missing_callbacks(learn: Any, saved: list[list[Any]]) -> list[str]:
     here = [type(cb).__name__ for cb in learn.cbs]
     wanted = [name for name, _ in saved]
     missing = sorted({n for n in wanted if wanted.count(n) > here.count(n)})
-    return [f"callback {name} has a saved state but is not on the learner" for name in missing]
+    return [f"callback {name} has a saved state but is not on the learner: add it first" for name in missing]
 
 
 def _matched(learn: Any, saved: list[list[Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:

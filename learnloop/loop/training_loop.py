@@ -7,7 +7,7 @@ import torch
 from learnloop.loop.current import CurrentBatch
 from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
 from learnloop.loop.kept import FOLD, Kept
-from learnloop.loop.passes import Passes, check_not_empty, opened, phase_batches
+from learnloop.loop.passes import Passes, check_not_empty, opened
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
 from learnloop.loop.state import check_callback_states
 
@@ -31,9 +31,11 @@ class TrainingLoop(CurrentBatch):
     interrupted: bool = False  # Ctrl-C is ending this fit
     final_record: Any  # the last row of numbers, set by the Recorder; absent before the first
 
+    _rated: tuple[Any, Any] = (None, {"lr": 0.0})  # the optimizer, and its dict from which rates are recorded
     _kept: Kept  # losses and rates of this fit
-    _call: FitCall | None = None  # the last fit's arguments, for `resume()`
+    _call: FitCall | None = None  # the arguments of a fit that Ctrl-C stopped, for `resume()`
     _point: dict[str, Any] | None = None  # the state that `resume()` goes on from
+    _no_point: Exception | None = None  # why that could not be taken
     _resuming: dict[str, Any] | None = None  # the same, until the resumed fit has come to where it was taken
     _stage: tuple[str, int] = ("fit", 0)  # the last place from which a fit can go on, and its epoch
     _first_epoch: int = 0
@@ -78,7 +80,7 @@ class TrainingLoop(CurrentBatch):
         """Trains or evaluates the model on all batches of `dl`."""
         self._begin_phase(self.dl, self.training)
         start = first_batch(self) if self.training else 0
-        with opened(self, phase_batches(self, start)) as stream:
+        with opened(self, start) as stream:
             if self.training:
                 arrive(self, "train", self.epoch)
             i = None
@@ -132,8 +134,10 @@ class TrainingLoop(CurrentBatch):
         if not self.training:
             return
         if loss is not None:
+            if self.opt is not self._rated[0]:
+                self._rated = self.opt, self.opt.last_group()
             self._kept.losses.append(loss)
-            self._kept.rates.append(self.opt.last_rate())
+            self._kept.rates.append(self._rated[1]["lr"])
         self.train_iter += 1
         if not self.train_iter % FOLD:
             self._kept.fold()
@@ -141,7 +145,7 @@ class TrainingLoop(CurrentBatch):
         if self._passes is not None:
             self._passes.mark()
             self.pct_train = min(1.0, self.opt_iter / self.n_step)  # type: ignore[operator]
-        elif self.n_iter:
+        elif self.n_iter and self.n_epoch:
             self.pct_train += 1.0 / (self.n_iter * self.n_epoch)
 
     def _loader(self, ds_idx: int) -> Any:
@@ -153,17 +157,13 @@ class TrainingLoop(CurrentBatch):
     def _stop_here(self) -> None:
         stop_if_asked(self)
 
-    def _too_late(self) -> KeyboardInterrupt:
-        """The second Ctrl-C, kept while a cleanup was running."""
-        self._stop_late, self._point = False, None
-        return KeyboardInterrupt()
-
     def _position(self) -> dict[str, Any]:
         return position(self)
 
     def _release(self) -> None:
         """Lets go of everything that a run held: loader, batch, graph, passes, states taken on the way."""
         self._release_batch()
+        self._rated = type(self)._rated
         self._resuming = self._validation_start = self._pass_random = None
         if self._passes is not None:
             self._passes.close()

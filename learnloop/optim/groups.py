@@ -1,5 +1,6 @@
 """Which parameters form a group: splitters, and the parameters that weight decay or freezing leaves alone."""
 
+from collections import defaultdict
 from typing import Any
 
 from fastcore.foundation import L
@@ -42,7 +43,7 @@ class NothingToTrain(OptimizerFace):
 
     def __init__(self, lr: Any):
         self.param_lists, self.hypers = L([L()]), L([{}])
-        self._state, self._version, self._required, self.frozen_idx = {}, 0, (), 0  # type: ignore[assignment]
+        self._state, self._version, self._required, self.frozen_idx = defaultdict(dict), 0, (), 0
         self.set_hypers(lr=lr)
 
     def step(self, closure: Any = None) -> None:

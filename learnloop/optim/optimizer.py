@@ -62,12 +62,12 @@ class OptimizerFace:
         `value`: one for all; one per group; `slice(end)` for `end / 10` in all groups but the last; `slice(start, end)`
         for equal factors from the first group to the last.
         """
-        for i, v in enumerate(self._per_group(name, value)):
+        for i, v in enumerate(self.per_group(name, value)):
             self._write(i, name, v)
 
     def set_hypers(self, **hypers: Any) -> None:
         """Sets several hypers: all of them, or none if one is wrong."""
-        values = {name: self._per_group(name, value) for name, value in hypers.items()}
+        values = {name: self.per_group(name, value) for name, value in hypers.items()}
         for name, of_groups in values.items():
             for i, v in enumerate(of_groups):
                 self._write(i, name, v)
@@ -75,7 +75,8 @@ class OptimizerFace:
     def _write(self, i: int, name: str, value: Any) -> None:
         self.hypers[i][name] = value
 
-    def _per_group(self, name: str, value: Any) -> list[Any]:
+    def per_group(self, name: str, value: Any) -> list[Any]:
+        """A value as `set_hyper` takes it, spread over the groups; changes nothing."""
         n = len(self.param_lists)
         if type(value) is float:  # what a schedule sets in every batch
             return [value] * n
@@ -89,9 +90,9 @@ class OptimizerFace:
             )
         return values if len(values) == n else values * n
 
-    def last_rate(self) -> Any:
-        """The learning rate of the last group; read in every batch."""
-        return self.hypers[-1]["lr"]
+    def last_group(self) -> Mapping[str, Any]:
+        """The live dict in which the last group's `lr` stands."""
+        return self.hypers[-1]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

@@ -70,9 +70,9 @@ class OptimWrapper(OptimizerFace):
             self._refresh()
         return self._hypers
 
-    def last_rate(self) -> Any:
-        """The learning rate of the last group; read in every batch, so past the check of all groups."""
-        return self.opt.param_groups[-1]["lr"]
+    def last_group(self) -> Mapping[str, Any]:
+        """The live dict in which the last group's `lr` stands: torch's own."""
+        return self.opt.param_groups[-1]
 
     def _changed(self) -> bool:
         # By identity: read in every batch, and `==` between lists of parameters would compare tensors.

@@ -115,6 +115,32 @@ def test_a_missing_attribute_error_can_be_pickled():
     assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
 
 
+def test_an_attribute_error_inside_a_property_is_the_one_that_is_raised():
+    class Model(nn.Linear):
+        @property
+        def depth(self):
+            return self.no_such_layer
+
+    class Reads(Callback):
+        @property
+        def rate(self):
+            return self.mdoel
+
+        @property
+        def own(self):
+            raise AttributeError("not yet")
+
+    cb = Reads()
+    learner(cb, model=Model(1, 1))
+    with pytest.raises(AttributeError, match="`mdoel` is neither on the callback"):
+        cb.rate  # noqa: B018
+    with pytest.raises(AttributeError, match="^not yet$"):
+        cb.own  # noqa: B018
+    with pytest.raises(AttributeError, match="`smooth_loss` is there once a training batch was recorded"):
+        cb.smooth_loss  # noqa: B018
+    assert not hasattr(cb, "own") and not hasattr(cb, "smooth_loss") and not hasattr(cb, "depth")
+
+
 def test_handlers_are_never_found_through_delegation():
     class Model(nn.Linear):
         def before_batch(self):
@@ -431,7 +457,7 @@ def test_a_copy_of_one_built_from_functions_hears_for_itself():
     cb = Callback(before_fit=got.append)
     twin = copy.deepcopy(cb)
     twin("before_fit")
-    assert len(got) == 1
+    assert got == [twin]
 
 
 def test_handled_events_are_its_own_and_inherited_ones():

@@ -1,0 +1,233 @@
+"""Which batches a phase sees: loaders of every kind, and passes in `fit(n_step=…)`."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
+from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
+
+
+class Stream:
+    """A loader without a length."""
+
+    def __init__(self, n_batch):
+        self.n_batch = n_batch
+
+    def __iter__(self):
+        return iter(list(tensor_loader(self.n_batch)) if self.n_batch else [])
+
+
+class Stepped(IterableDataset):
+    def __iter__(self):
+        return iter([(torch.tensor([float(i)]), torch.tensor([2.0 * i + 1])) for i in range(4)])
+
+
+def over(train, *valid):
+    return DataLoaders(train, *valid, device="cpu")
+
+
+# Loaders without len
+
+
+@pytest.mark.parametrize("loader", [Stream(3), DataLoader(Stepped(), batch_size=2)], ids=["iterable", "IterableDataset"])
+def test_a_loader_without_len_trains_and_validates(loader):
+    seen = []
+    look = Callback(before_train=lambda cb: seen.append(cb.n_iter), before_validate=lambda cb: seen.append(cb.n_iter))
+    learn = learner([look, heard := Heard(["after_batch"])], dls=over(loader, loader))
+    learn.fit(2)
+    per_pass = 3 if isinstance(loader, Stream) else 2
+    assert seen == [None] * 4
+    assert len(heard.events) == 4 * per_pass and learn.opt_iter == learn.train_iter == 2 * per_pass
+
+
+def test_without_len_pct_train_moves_from_epoch_to_epoch():
+    seen = []
+    learner(Callback(after_batch=lambda cb: seen.append(cb.pct_train)), dls=over(Stream(2))).fit(2)
+    assert seen == [0.0, 0.0, 0.5, 0.5]
+
+
+def test_batches_made_beforehand_in_a_list_are_a_loader():
+    batches = list(tensor_loader(3))
+    learn = learner(dls=over(batches, batches))
+    learn.fit(2)
+    assert learn.opt_iter == 6
+
+
+# Empty loaders
+
+
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_an_empty_loader_is_refused_before_anything_begins(which):
+    empty = DataLoader(TensorDataset(torch.zeros(1, 1), torch.zeros(1, 1)), batch_size=2, drop_last=True)
+    dls = over(empty, tensor_loader(1)) if which == "training" else over(tensor_loader(1), empty)
+    learn = learner(heard := Heard(), dls=dls)
+    heard.events.clear()
+    with pytest.raises(ValueError, match=f"the {which} loader is empty: DataLoader has 0 batches"):
+        learn.fit(1, cbs=Callback())
+    assert heard.events == [] and learn.opt is None and learn.task is None and list(learn.cbs) == [heard]
+
+
+@pytest.mark.parametrize("which", ["training", "validation"])
+def test_a_loader_without_len_that_yields_nothing_raises_at_the_end_of_its_phase(which):
+    dls = over(Stream(0), Stream(1)) if which == "training" else over(Stream(1), Stream(0))
+    learn = learner(heard := Heard(), dls=dls)
+    with pytest.raises(ValueError, match=f"the {which} loader yielded no batch in epoch 0: the Stream is empty, or an "):
+        learn.fit(1)
+    assert heard.events[-1] == "cleanup_fit" and learn.task is None
+
+
+def test_an_iterator_that_can_be_read_only_once_raises_in_the_second_epoch():
+    learn = learner(dls=over(iter(list(tensor_loader(2)))))
+    with pytest.raises(ValueError, match=r"the training loader yielded no batch in epoch 1.*read only once.*every epoch"):
+        learn.fit(2)
+    assert learn.train_iter == 2
+
+
+def test_an_iterator_that_can_be_read_only_once_is_enough_for_one_epoch():
+    learn = learner(dls=over(iter(list(tensor_loader(2)))))
+    learn.fit(1)
+    assert learn.opt_iter == 2
+
+
+def test_a_phase_cancelled_before_its_first_batch_is_not_taken_for_empty():
+    learn = learner(raise_at("before_batch", CancelTrainException))
+    learn.fit(1)
+
+
+def test_a_loader_that_fails_is_noted_with_the_phase():
+    def broken():
+        yield from tensor_loader(1)
+        raise OSError("disk")
+
+    for training, dls in ((True, over(broken())), (False, over(tensor_loader(1), broken()))):
+        with pytest.raises(OSError, match="disk") as caught:
+            learner(dls=dls).fit(1)
+        phase = "training" if training else "validation"
+        assert caught.value.__notes__[0].startswith(f"raised by the {phase} loader")
+
+
+# fit(n_step=…, valid_every=…)
+
+
+def steps(n_step, valid_every=None, cbs=(), dls=None):
+    """What happened in a fit of `n_step` updates: a letter per training batch (t), validation (V) and epoch (E)."""
+    letters = []
+    note = Callback(
+        before_batch=lambda cb: letters.append("t") if cb.training else None,
+        before_validate=lambda cb: letters.append("V"),
+        before_epoch=lambda cb: letters.append("E"),
+    )
+    learn = learner([*cbs, note], dls=dls)
+    learn.fit(n_step=n_step, valid_every=valid_every)
+    return "".join(letters), learn
+
+
+def test_n_step_counts_updates_and_an_epoch_is_the_stretch_between_two_validations():
+    letters, learn = steps(5, 2, dls=loaders(3, 1))
+    assert letters == "EttVEttVEtV"
+    assert (learn.opt_iter, learn.train_iter, learn.n_epoch, learn.pct_train) == (5, 5, 3, 1.0)
+
+
+def test_without_valid_every_there_is_one_validation_at_the_end():
+    letters, learn = steps(7, dls=loaders(3, 1))
+    assert letters == "EtttttttV" and learn.n_epoch == 1
+
+
+def test_the_loader_is_begun_again_inside_an_epoch_as_needed():
+    letters, learn = steps(5, 4, dls=loaders(2, None))
+    assert letters == "EttttEt" and learn.opt_iter == 5
+
+
+def test_with_n_step_pct_train_counts_updates():
+    seen = []
+    look = Callback(before_batch=lambda cb: seen.append(cb.pct_train), before_train=lambda cb: seen.append(cb.pct_train))
+    steps(4, 2, cbs=[look], dls=loaders(3, None))
+    assert seen == [0.0, 0.0, 0.25, 0.5, 0.5, 0.75]
+
+
+def test_with_n_step_n_iter_is_the_loaders_length():
+    seen = []
+    steps(4, 4, cbs=[Callback(before_batch=lambda cb: seen.append((cb.iter, cb.n_iter)))], dls=loaders(2, None))
+    assert seen == [(0, 2), (1, 2), (2, 2), (3, 2)]
+
+
+def test_n_step_works_over_a_loader_without_len():
+    letters, learn = steps(5, 3, dls=over(Stream(2), Stream(1)))
+    assert letters == "EtttVEttV" and learn.pct_train == 1.0
+
+
+def test_steps_that_are_cancelled_do_not_count():
+    """As where gradients are accumulated over two batches."""
+
+    class EverySecond(Callback):
+        def before_step(self):
+            if self.train_iter % 2 == 0:
+                raise CancelStepException
+
+    letters, learn = steps(3, 2, cbs=[EverySecond()], dls=loaders(5, 1))
+    assert letters == "EttttVEttV" and learn.opt_iter == 3
+
+
+def test_cancelled_batches_do_not_count_as_updates():
+    letters, learn = steps(2, cbs=[raise_at("before_batch", CancelBatchException)], dls=loaders(2, None))
+    assert letters in ("Ett", "Ettt") and learn.opt_iter == 2
+
+
+@pytest.mark.parametrize("event_name", ["before_step", "before_batch"])
+def test_a_whole_pass_without_an_update_raises(event_name):
+    cancel = CancelStepException if event_name == "before_step" else CancelBatchException
+    learn = learner(Callback(**{event_name: raising(cancel)}), dls=loaders(3, None))
+    with pytest.raises(RuntimeError, match=r"a whole pass over the training loader \(3 batches\) made no update"):
+        learn.fit(n_step=2)
+    assert learn.train_iter == 3 and learn.task is None
+
+
+def test_a_model_without_parameters_raises_too_instead_of_running_for_ever():
+    with pytest.raises(RuntimeError, match="made no update"):
+        learner(model=nn.Identity()).fit(n_step=2)
+
+
+def test_a_loader_that_yields_nothing_raises_too():
+    with pytest.raises(RuntimeError, match="made no update.*that the loader is not empty"):
+        learner(dls=over(Stream(0))).fit(n_step=2)
+
+
+def test_a_training_phase_cancelled_in_each_epoch_does_not_run_for_ever():
+    _, learn = steps(4, 2, cbs=[Callback(before_train=raising(CancelTrainException))], dls=loaders(2, 1))
+    assert learn.opt_iter == 0
+
+
+def test_rows_and_after_epoch_work_as_in_a_fit_of_epochs():
+    heard = Heard(["after_epoch", "after_train", "before_validate"])
+    steps(4, 2, cbs=[heard])
+    assert heard.events == ["after_train", "before_validate", "after_epoch"] * 2
+
+
+def test_a_fit_of_epochs_after_one_of_steps_is_one_of_epochs():
+    letters, learn = steps(5, 2)
+    learn.fit(1)
+    assert (learn.n_step, learn.n_epoch, learn.train_iter, learn.pct_train) == (None, 1, 2, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({}, ValueError, r"pass either `fit\(n_epoch\)` or `fit\(n_step=…, valid_every=…\)`"),
+        ({"n_epoch": 1, "n_step": 1}, ValueError, "pass either"),
+        ({"n_epoch": 1, "valid_every": 1}, ValueError, "`valid_every` goes with `n_step`"),
+        ({"n_epoch": -1}, ValueError, "`n_epoch=-1`: pass 0 or more"),
+        ({"n_epoch": 1.5}, TypeError, "`n_epoch=1.5`: pass a whole number"),
+        ({"n_epoch": True}, TypeError, "`n_epoch=True`: pass a whole number"),
+        ({"n_step": 0}, ValueError, "`n_step=0`: pass 1 or more"),
+        ({"n_step": 3, "valid_every": 0}, ValueError, "`valid_every=0`: pass 1 or more"),
+        ({"n_epoch": 1, "start_epoch": -2}, ValueError, "`start_epoch=-2`: pass 0 or more"),
+    ],
+)
+def test_wrong_numbers_are_refused_before_anything_begins(arguments, error, message):
+    learn = learner(heard := Heard())
+    heard.events.clear()
+    with pytest.raises(error, match=message):
+        learn.fit(**arguments)
+    assert heard.events == [] and learn.opt is None
