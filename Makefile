@@ -7,7 +7,7 @@ define RUN_LESSON
 import sys, nbclient, nbformat
 path = sys.argv[1]
 lesson = nbformat.read(path, 4)
-nbclient.NotebookClient(lesson, record_timing=False, resources={"metadata": {"path": "nbs"}}).execute()
+nbclient.NotebookClient(lesson, record_timing=False, coalesce_streams=True, resources={"metadata": {"path": "nbs"}}).execute()
 nbformat.write(lesson, path)
 endef
 export RUN_LESSON

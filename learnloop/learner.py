@@ -1,5 +1,6 @@
 """The Learner: a model, data, a loss and an optimizer together, with everything that one can type on it."""
 
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -12,6 +13,7 @@ import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
 
+from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
@@ -20,7 +22,7 @@ from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed
 from learnloop.loop.callback import Callback, nearest
 from learnloop.loop.events import LOOP
-from learnloop.loop.fits import FitCall, run_fit
+from learnloop.loop.fits import FitCall, run_fit, run_trial
 from learnloop.loop.runs import end_run, run_beside
 from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
 from learnloop.loop.state import capture_or_point, restore
@@ -28,7 +30,7 @@ from learnloop.loop.training_loop import TrainingLoop
 from learnloop.metrics import mk_metric
 from learnloop.optim.algorithms import Adam
 from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_params
-from learnloop.optim.schedules import combined_cos
+from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
 
 #: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
@@ -166,15 +168,114 @@ class Learner(TrainingLoop):
         valid_every: int | None = None,
     ) -> None:
         """Trains with one cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
+        moms = self.moms if moms is None else moms
+        scheds = one_cycle(self._rates(lr_max, reset_opt), moms, div, div_final, pct_start)
+        self._fit_with(scheds, cbs, n_epoch, wd=wd, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+
+    def fit_flat_cos(
+        self,
+        n_epoch: int | None = None,
+        lr: Any = None,  # the rate at first: a number, a slice or one per group; None: the learner's
+        div_final: float = 1e5,  # the last rate is lr / div_final
+        pct_start: float = 0.75,  # part of the training in which the rate stays
+        wd: float | None = None,
+        cbs: Any = None,
+        reset_opt: bool = False,
+        start_epoch: int = 0,
+        *,
+        n_step: int | None = None,
+        valid_every: int | None = None,
+    ) -> None:
+        """Trains at one rate, then lets it go down along half a cosine."""
+        scheds = {"lr": flat_cos(self._rates(lr, reset_opt), div_final, pct_start)}
+        self._fit_with(scheds, cbs, n_epoch, wd=wd, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+
+    def fit_sgdr(
+        self,
+        n_cycles: int,
+        cycle_len: int,  # epochs of the first cycle
+        lr_max: Any = None,  # the rate at the start of each: a number, a slice or one per group; None: the learner's
+        cycle_mult: int = 2,  # each cycle is so many times as long as the one before
+        cbs: Any = None,
+        reset_opt: bool = False,
+        wd: float | None = None,
+        start_epoch: int = 0,
+    ) -> None:
+        """Trains in cycles; in each the rate goes from `lr_max` to 0 (Loshchilov and Hutter, arXiv 1608.03983)."""
+        lengths = cycle_lengths(n_cycles, cycle_len, cycle_mult)
+        scheds = {"lr": cos_restarts(self._rates(lr_max, reset_opt), lengths)}
+        self._fit_with(scheds, cbs, sum(lengths), wd=wd, start_epoch=start_epoch)
+
+    def _fit_with(self, scheds: dict[str, Any], cbs: Any, n_epoch: int | None, **kwargs: Any) -> None:
+        self.fit(n_epoch, cbs=[ParamScheduler(scheds), *_listed(cbs)], **kwargs)
+
+    def _rates(self, lr: Any, reset_opt: bool) -> np.ndarray:
+        """A rate per group, of a new optimizer where there is none or a new one is asked for; None: the learner's."""
         if self.opt is None or reset_opt:
             self.create_opt()
-        lr_max = np.array(self.opt.per_group("lr", self.lr if lr_max is None else lr_max))
-        scheds = {
-            "lr": combined_cos(pct_start, lr_max / div, lr_max, lr_max / div_final),
-            "mom": combined_cos(pct_start, *(self.moms if moms is None else moms)),
-        }
-        cbs = [ParamScheduler(scheds), *_listed(cbs)]
-        self.fit(n_epoch, wd=wd, cbs=cbs, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+        return np.array(self.opt.per_group("lr", self.lr if lr is None else lr))
+
+    def fine_tune(
+        self,
+        epochs: int,  # with all groups trained
+        base_lr: float = 2e-3,  # the highest rate of the last group while the others are frozen, then half of it
+        freeze_epochs: int = 1,  # before, with all groups but the last frozen
+        lr_mult: float = 100,  # the first group's rate is that of the last by this
+        pct_start: float = 0.3,
+        div: float = 5.0,
+        **kwargs: Any,  # of both `fit_one_cycle`: div_final wd moms cbs reset_opt start_epoch
+    ) -> None:
+        """Trains the last group alone, then all of them with rates that grow from the first to the last."""
+        self.freeze()
+        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
+        base_lr /= 2
+        self.unfreeze()
+        self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, **kwargs)
+
+    def freeze_to(self, n: int) -> None:
+        """Freezes the parameter groups before `n` (from the end if negative), and forgets the optimizer's state."""
+        if self.opt is None:
+            self.create_opt()
+        self.opt.freeze_to(n)
+        self.opt.clear_state()
+
+    def freeze(self) -> None:
+        """Freezes all parameter groups but the last."""
+        self.freeze_to(-1)
+
+    def unfreeze(self) -> None:
+        """Lets every parameter group be trained."""
+        self.freeze_to(0)
+
+    def lr_find(
+        self,
+        start_lr: Any = 1e-7,  # a number, or one per group
+        end_lr: Any = 10,
+        num_it: int = 100,  # batches; at least 6 are made
+        stop_div: bool = True,  # end where the loss diverges or is not a number
+        show_plot: bool = True,
+        suggest_funcs: Any = (SuggestionMethod.Valley,),  # functions (lrs, losses, num_it) -> (lr, (lr, loss))
+    ) -> Any:
+        """Trains a little with a growing rate, undoes it, and returns suggested rates, a named tuple; None without any.
+
+        Until the next fit `recorder.lrs`, `losses` and `hps` show that pass; nothing else of it stays, but for an
+        optimizer where there was none. Ctrl-C ends it at once. Rates of several groups are suggested for the last.
+        """
+        rules = rules_by_name(suggest_funcs)
+        if "recorder" not in self.__dict__:
+            raise RuntimeError("`lr_find` reads the losses from the Recorder: `learn.add_cb(Recorder())`.")
+        finder = LRFinder(start_lr, end_lr, num_it, stop_div)
+        with self.no_logging(), self.no_mbar():
+            call = FitCall(None, cbs=finder, n_step=finder.num_it).checked(self, "lr_find")
+            kept = run_trial(self, "lr_find", call)
+        self.recorder._show((kept, finder.hps))
+        found: dict[str, Any] = {}
+        try:
+            found = suggested(rules, self.recorder.lrs, self.recorder.losses, finder.num_it) if rules else {}
+        finally:  # the picture shows why there is no suggestion
+            if show_plot:
+                self.recorder.plot_lr_find(suggestions=[point for _, point in found.values()], nms=list(found))
+        return _suggestion(found) if found else None
 
     def create_opt(self) -> None:
         """Makes the optimizer from `opt_func`, `splitter` and `lr`, and flags biases and normalization layers."""
@@ -385,6 +486,10 @@ def _listed(things: Any) -> list[Any]:
     if things is None:
         return []
     return list(things) if isinstance(things, (list, tuple, L, set)) else [things]
+
+
+def _suggestion(found: dict[str, Any]) -> Any:
+    return namedtuple("SuggestedLRs", list(found))(*(lr for lr, _ in found.values()))
 
 
 class _Missing:

@@ -207,7 +207,7 @@ class ForeignMetric(Metric):
         if not len(yb):
             return
         device = find_device(learn.pred)
-        if device != self._device and hasattr(self.metric, "to"):
+        if device is not None and device != self._device and hasattr(self.metric, "to"):
             self.metric.to(device)
             self._device = device
         self.metric.update(to_detach(learn.pred, cpu=False), *yb)
@@ -262,7 +262,10 @@ def mk_metric(m: Any) -> Metric:
 
 def _makes_a_metric(func: Any) -> bool:
     """Whether a function is annotated to return a Metric, as those are that set up a metric of scikit-learn."""
-    returned = getattr(func, "__annotations__", {}).get("return")
+    try:
+        returned = _unwrapped(func).__annotations__.get("return")
+    except (AttributeError, NameError):  # an object; a name that Python 3.14 looks up only now, and does not find
+        return False
     return isinstance(returned, type) and issubclass(returned, Metric)
 
 
@@ -363,9 +366,14 @@ def _one_number(value: Any, metric: Metric) -> Number:
 
 def name_of(func: Any) -> str:
     """The name a function was defined with, under any partials; the class name of an object."""
+    func = _unwrapped(func)
+    return getattr(func, "__name__", type(func).__name__)
+
+
+def _unwrapped(func: Any) -> Any:
     while isinstance(func, functools.partial):
         func = func.func
-    return getattr(func, "__name__", type(func).__name__)
+    return func
 
 
 # -- state

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_losses", "plot_schedules", "subplots"]
+__all__ = ["plot_losses", "plot_rates", "plot_schedules", "subplots"]
 
 RAW, TRAIN, VALID, GUIDE = "#9db4cc", "#1f5a94", "#d9622b", "#8a8a8a"
+MARKS = (("#d9622b", "o"), ("#2e8b57", "s"), ("#8a4fbf", "D"), ("#c9a227", "^"))  # color and shape of suggestions
 
 
 def subplots(n: int, cols: int = 2, figsize: tuple[float, float] | None = None) -> tuple[Figure, list[Axes]]:
@@ -76,6 +78,25 @@ def plot_schedules(hps: Mapping[str, Sequence[float]], figsize: tuple[float, flo
         ax.plot(values, color=TRAIN, lw=2)
         _label(ax, "steps", name)
     return fig
+
+
+def plot_rates(
+    ax: Axes | None,  # None: those of a new pyplot figure
+    rates: Sequence[float],
+    losses: Sequence[float],  # one per rate, smoothed
+    points: Sequence[tuple[str, tuple[float, float]]] = (),  # (name, (rate, loss)): suggestions to mark
+) -> Axes:
+    """The loss over the learning rate, which is on a logarithmic axis, with each suggestion as a point."""
+    if ax is None:
+        _, (ax,) = subplots(1)
+    ax.plot(rates, losses, color=TRAIN, lw=2)
+    for (name, (rate, loss)), (color, marker) in zip(points, cycle(MARKS)):
+        ax.plot(rate, loss, marker, color=color, ms=9, mec="white", mew=1.2, label=name, zorder=4)
+    ax.set_xscale("log")
+    _label(ax, "Learning Rate", "Loss")  # as fastai writes them
+    if points:
+        ax.legend(frameon=False)
+    return ax
 
 
 def _draw_behind(ax: Axes, x: Sequence[int], y: Sequence[float]) -> None:

@@ -9,6 +9,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import redirect_stdout
+from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
@@ -105,8 +106,8 @@ class EventLog(Callback):
         """Compares `events` with a list, or with names in a string; AssertionError that shows the difference."""
         wanted = expected.split() if isinstance(expected, str) else list(expected)
         if self.events != wanted:
-            lines = [[str(e) for e in events] for events in (wanted, self.events)]
-            difference = difflib.unified_diff(*lines, "expected", "heard", lineterm="", n=2)
+            before, now = [str(e) for e in wanted], [str(e) for e in self.events]
+            difference = difflib.unified_diff(before, now, "expected", "heard", lineterm="", n=2)
             raise AssertionError("other events than expected:\n" + "\n".join(difference))
 
 
@@ -145,7 +146,8 @@ def check_callback(
     return report
 
 
-class CallbackReport(NamedTuple):
+@dataclass(frozen=True, repr=False)
+class CallbackReport:
     """What `check_callback` found."""
 
     callback: str  # its class
@@ -160,7 +162,8 @@ class CallbackReport(NamedTuple):
         lines = [f"  - {promise}: {_shortened(places)}" for promise, places in self.broken.items()]
         return "\n".join([f"{self.callback} breaks {len(self.broken)} promises {runs}:", *lines])
 
-    __repr__ = __str__
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def _shortened(places: list[str]) -> str:
@@ -242,8 +245,8 @@ def _check_plain_fit(case: _Case) -> None:
     """It works at all."""
     learn, subject = case.learner(), case.subject()
     found = case.run(lambda: learn.add_cb(subject)) or case.fit(learn)
-    case.cannot_train = isinstance(found, BaseException)
-    if case.cannot_train:
+    if isinstance(found, BaseException):
+        case.cannot_train = True
         case.breaks("works in a plain fit", repr(found))
     else:
         case.numbers = found
@@ -326,7 +329,7 @@ class _Probe(Callback):
     def __init__(
         self, event: str, act: Callable[[Callback], Any], order: float, hearing: int = 1, training: bool | None = None
     ):
-        super().__init__(**{event: _Probe._hear})
+        setattr(self, event, self._hear)
         self.act, self.order, self.left, self.phase = act, order, hearing, training
 
     def _hear(self) -> None:
@@ -442,7 +445,7 @@ class _Bench:
     def _kept_alive(self) -> Iterator[str]:
         held = [*self._held(lambda t: t.grad_fn is not None, "graph")]
         for kind, ids in self.watch.alive().items():
-            held += self._held(lambda t, ids=ids: id(t) in ids, f"`{kind}` of a batch")
+            held += self._held(partial(_is_one_of, ids), f"`{kind}` of a batch")
         yield from held
         if self.watch.alive() and not held and not self.case.is_leaking:
             gc.collect()  # takes long, so only for what nothing else explains, and not again once something is found
@@ -461,6 +464,10 @@ class _Bench:
             yield f"can be fitted again: {found!r}"
         elif not _equal(found, self.case.numbers):
             yield "trains again with the numbers of a first fit"
+
+
+def _is_one_of(ids: set[int], tensor: Tensor) -> bool:
+    return id(tensor) in ids
 
 
 class _Watch(Callback):

@@ -27,6 +27,7 @@ def test_there_are_three_lessons():
 @pytest.mark.timeout(60)  # a lesson takes some 5 seconds on a quiet machine
 def test_a_lesson_runs_in_an_empty_folder_and_leaves_it_empty(lesson, tmp_path, monkeypatch):
     monkeypatch.setenv("LEARNLOOP_QUICK", "1")
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # several threads wait for each other where tests share the cores
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep))
     nbclient.NotebookClient(lesson, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert [output for _, output in outputs_of(lesson) if output.output_type == "error"] == []

@@ -2,6 +2,8 @@
 
 import random
 import re
+from contextlib import suppress
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 from torch import nn
 
 import learnloop as ll
-from learnloop.testing import EventLog, check_callback, toy_learner
+from learnloop.testing import EventLog, _scenes, check_callback, toy_learner
 
 
 def random_states():
@@ -173,6 +175,16 @@ def test_callbacks_that_keep_every_promise(make):
     report = check_callback(make)
     assert report.broken == {}
     assert report.n_runs > 1000
+
+
+def test_in_every_scene_something_is_raised_in_the_right_place():
+    learn = toy_learner(n_train=16, n_valid=8)
+    for scene in _scenes():
+        probes = scene.probes()
+        run = partial(learn.fit, 2) if scene.run == "fit" else learn.validate
+        with suppress(Exception):
+            run(cbs=probes)
+        assert [probe.left for probe in probes if probe.left > 0] == [], str(scene)
 
 
 def test_the_report_is_one_line_where_all_is_well():

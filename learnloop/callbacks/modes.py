@@ -29,6 +29,9 @@ class TrainEvalCallback(Callback):
     def before_validate(self) -> None:
         self._set_mode(False)
 
+    def cleanup_fit(self) -> None:
+        self._set_mode(False)  # also where there was no validation that would have done it
+
     def _set_mode(self, training: bool) -> None:
         model = self.learn.model
         if isinstance(model, nn.Module):

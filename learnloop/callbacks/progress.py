@@ -105,8 +105,9 @@ class ProgressCallback(Callback):
     def _new_bar(self) -> Any:
         """A bar as it is after `update(0)`, which would draw it empty first."""
         total = self._total()
-        steps, total = range(total or 0), "noinfer" if total is None else total
-        bar = self._bars[1](steps, total=total, parent=self.mbar, leave=False)
+        bar = self._bars[1](
+            range(total or 0), total="noinfer" if total is None else total, parent=self.mbar, leave=False
+        )
         bar.on_iter_begin()
         bar.start_t, bar.pred_t, bar.wait_for = self._began, None, 1
         return bar

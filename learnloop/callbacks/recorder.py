@@ -31,6 +31,7 @@ class Recorder(Callback):
     ):
         self.add_time, self.train_metrics, self.valid_metrics, self.beta = add_time, train_metrics, valid_metrics, beta
         self._rows: list[_Row] = []  # being filled: the epoch's, and one for each run nested in it
+        self._trial: tuple[Any, dict[str, list[float]]] | None = None  # what the finder kept, and its hypers
         self._begin_record()
 
     # What the loop kept, brought to the host when somebody looks
@@ -57,17 +58,27 @@ class Recorder(Callback):
         self._catch_up()
         return self._smooth
 
+    @property
+    def hps(self) -> dict[str, list[float]]:
+        """Hypers by name, one value per training batch, from schedules."""
+        return self._hps if self._trial is None else self._trial[1]
+
+    @hps.setter
+    def hps(self, hps: dict[str, list[float]]) -> None:
+        self._hps = hps
+
     def _kept(self) -> Any:
-        return self.learn._kept
+        return self.learn._kept if self._trial is None else self._trial[0]
 
     def _catch_up(self) -> None:
         new = self._kept().since(len(self._losses)) if self.learn is not None else []
-        smoothed = []
-        for loss in new:
-            self._smooth.val, self._smooth.count = blend(loss, self._smooth.val, self.beta), self._smooth.count + 1
-            smoothed.append(self._smooth.val / (1 - self.beta**self._smooth.count))
-        if smoothed:
-            self._losses += torch.tensor(smoothed).unbind()
+        if new:
+            self._losses += torch.tensor(_smoothed(new, self._smooth)).unbind()
+
+    def _show(self, trial: tuple[Any, dict[str, list[float]]] | None) -> None:
+        """Lets `lrs`, `losses` and `hps` be those of the finder, or of the run that the loop keeps."""
+        self._trial, self._smooth = trial, AvgSmoothLoss(self.beta)
+        self._losses: list[Tensor] = []
 
     # The events
 
@@ -79,16 +90,17 @@ class Recorder(Callback):
         if self.learn.task == "fit":
             self._begin_record()
             self.metric_names = self._names()
+        elif self.learn.task == "lr_find":
+            self._show(None)
 
     def _begin_record(self) -> None:
-        self._smooth = AvgSmoothLoss(self.beta)
-        self._losses: list[Tensor] = []
+        self._show(None)
         self.iters: list[int] = []  # losses recorded at the end of each epoch
         self.values: L = L()  # a row of numbers per epoch, without epoch and time
         self.history: list[dict[str, Any]] = []  # the same as dicts, with epoch and time
         self.log: L = L()  # the last whole row
         self.metric_names = L()  # the columns of a row
-        self.hps: dict[str, list[float]] = {}  # hypers by name, one value per training batch, from schedules
+        self.hps = {}
 
     def _names(self) -> L:
         """The columns of a row: epoch, training, validation, time."""
@@ -106,7 +118,7 @@ class Recorder(Callback):
         self._rows = [_Row(self.learn)]
 
     def before_train(self) -> None:
-        self._row().begin_train(self.train_metrics)
+        self._row().begin_train(self.train_metrics and self.learn.task == "fit")
 
     def before_validate(self) -> None:
         learn = self.learn
@@ -179,15 +191,15 @@ class Recorder(Callback):
     def state_dict(self) -> dict[str, Any]:
         """Rows so far, and the row being filled with its half-way metrics."""
         row = self._rows[0].state_dict() if self._rows else None
-        names = ("iters", "values", "history", "log", "metric_names", "hps")
-        return {**{n: getattr(self, n) for n in names}, "row": row}
+        names = ("iters", "values", "history", "log", "metric_names")
+        return {**{n: getattr(self, n) for n in names}, "hps": self._hps, "row": row}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = dict(state)
         row = state.pop("row")
         for name, value in state.items():
             object.__setattr__(self, name, value)
-        self._smooth, self._losses = AvgSmoothLoss(self.beta), []  # made again from the losses that the loop keeps
+        self._show(None)  # made again from the losses that the loop keeps
         if row is not None and self._rows:
             self._rows[0].load_state_dict(row)
 
@@ -212,10 +224,11 @@ class Recorder(Callback):
         has_valid = with_valid and "valid_loss" in names
         column = names.index("valid_loss") - 1 if has_valid else 0
         valid = [row[column] for row in self.values] if has_valid else []
+        losses = self.learn._kept.since(0)  # of the training, also while `losses` shows the finder's pass
         return plots.plot_losses(
             ax,
-            self.raw_losses,
-            [float(loss) for loss in self.losses],
+            losses,
+            _smoothed(losses, AvgSmoothLoss(self.beta)),
             self.iters if has_valid else (),
             valid,
             skip_start=skip_start,
@@ -232,6 +245,24 @@ class Recorder(Callback):
                 f"no schedule of {', '.join(unknown)} was recorded; there is {', '.join(self.hps) or 'none'}."
             )
         return plots.plot_schedules({n: self.hps[n] for n in names}, figsize)
+
+    def plot_lr_find(
+        self,
+        skip_end: int = 5,  # last batches to leave out, where losses diverge
+        return_fig: bool = True,
+        suggestions: Any = None,  # points (rate, loss) to mark
+        nms: Any = None,  # a name for each of them
+        ax: Any = None,  # matplotlib axes; None: a new figure
+    ) -> Any:
+        """The smoothed loss over the learning rate, as `lr_find` left it; returns the figure."""
+        if not self.losses:
+            raise RuntimeError("there is no pass of the finder to plot. Run `learn.lr_find()` first.")
+        end = max(len(self.losses) - skip_end, 1)
+        points = list(suggestions or [])
+        names = list(nms or [""] * len(points))
+        losses = [float(loss) for loss in self.losses[:end]]
+        ax = plots.plot_rates(ax, self.lrs[:end], losses, list(zip(names, points, strict=True)))
+        return ax.figure if return_fig else None
 
 
 class _Row:
@@ -281,6 +312,15 @@ class _Row:
         self.start = time.monotonic() - state["seconds"]
         for metric, metric_state in zip(self.metrics, state["metrics"], strict=False):
             metric.load_state_dict(metric_state)
+
+
+def _smoothed(losses: list[float], smooth: AvgSmoothLoss) -> list[float]:
+    """The smoothed loss after each of `losses`; moves `smooth` on."""
+    smoothed = []
+    for loss in losses:
+        smooth.val, smooth.count = blend(loss, smooth.val, smooth.beta), smooth.count + 1
+        smoothed.append(smooth.val / (1 - smooth.beta**smooth.count))
+    return smoothed
 
 
 def _copies(metrics: list[Metric]) -> list[Metric]:

@@ -1,6 +1,7 @@
 """Hyper-parameters over the course of a training."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from difflib import get_close_matches
 from typing import Any
 
 from learnloop.loop.callback import Callback
@@ -15,6 +16,7 @@ class ParamScheduler(Callback):
     """
 
     order, run_valid = 60, False
+    tasks = ("fit", "lr_find")
     _stateattrs = ("hps",)
 
     def __init__(self, scheds: Mapping[str, Callable[[float], Any]]):
@@ -33,6 +35,7 @@ class ParamScheduler(Callback):
                 "a schedule needs to know how long the training is, and the training loader has no length. "
                 "Say how many updates to make: `fit(n_step=…)`."
             )
+        _check_hypers(self.scheds, learn.opt)
 
     def before_batch(self) -> None:
         learn = self.learn
@@ -55,6 +58,19 @@ class ParamScheduler(Callback):
         recorder = self.learn.__dict__.get("recorder")
         if recorder is not None and "hps" in vars(self):
             recorder.hps.update(self.hps)
+
+
+def _check_hypers(names: Iterable[str], opt: Any) -> None:
+    """ValueError for a hyper that the optimizer does not have: nothing would read it."""
+    there = {} if opt is None else opt.hypers[-1]
+    for name in names:
+        if opt is not None and name not in there and name != "mom":  # one cycle moves it whether it is read or not
+            near = get_close_matches(name, there, n=1)
+            raise ValueError(
+                f"there is a schedule of `{name}`, but the optimizer's hypers are {', '.join(there)}."
+                + (f" Did you mean `{near[0]}`?" if near else "")
+                + f" If a stepper of yours reads it, create it first: `learn.opt.set_hyper({name!r}, …)`."
+            )
 
 
 def _has_no_length(dl: Any) -> bool:

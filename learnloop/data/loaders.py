@@ -21,6 +21,8 @@ def known_n_inp(dls: Any, dl: Any) -> int | None:
 class DataLoaders:
     """A training loader, a validation loader and more, over any torch `DataLoader` or iterable of batches."""
 
+    seed: int | None = None  # of the data's order and augmentation; None: drawn once per fit
+
     def __init__(
         self,
         *loaders: Any,  # training first, then validation, then any others
@@ -65,8 +67,6 @@ class DataLoaders:
         dls = cls(train, *rest, device=device, **own)
         dls.seed = seed
         return dls
-
-    seed: int | None = None  # of the data's stream; None: drawn once per fit
 
     @property
     def train(self) -> Any:
@@ -151,7 +151,7 @@ class DataLoaders:
         return DataLoader(items, batch_size=bs or getattr(like, "batch_size", None) or 64, **{**options, **kwargs})
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{length(dl) or '?'} batches" for dl in self.loaders)
+        sizes = ", ".join(f"{'?' if (n := length(dl)) is None else n} batches" for dl in self.loaders)
         return f"DataLoaders({sizes}, bs={self.bs}, device={self.device})"
 
 

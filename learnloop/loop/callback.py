@@ -88,6 +88,8 @@ class Callback:
 
     def __setattr__(self, name: str, value: Any) -> None:
         learn = self.learn
+        if name.startswith(PREFIXES) and callable(value):
+            check_handler_name(type(self), name)
         if learn is not None and name != "learn":
             if _shadows(self, learn, name):
                 _warn_shadow(self, name)
@@ -96,8 +98,6 @@ class Callback:
             else:
                 object.__setattr__(self, name, value)
             return
-        if name.startswith(PREFIXES) and callable(value):
-            check_handler_name(type(self), name)
         object.__setattr__(self, name, value)
 
     def __delattr__(self, name: str) -> None:
@@ -206,7 +206,7 @@ def _is_property(owner: Any, name: str) -> bool:
 
 def _shadows(cb: Callback, learn: Any, name: str) -> bool:
     # Dictionaries only: `hasattr` would walk on to the model for every attribute that a handler sets.
-    known = name in learn.__dict__ or name in _class_names(type(learn))
+    known = name in learn.__dict__ or name in _class_names(type(learn))  # type: ignore[arg-type]
     return known and name not in _class_names(type(cb))  # type: ignore[arg-type]
 
 

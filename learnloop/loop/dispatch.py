@@ -4,14 +4,14 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from fastcore.foundation import L
 
-from learnloop.data.batches import describe
 from learnloop.loop.callback import Callback, handled_events, handler_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.events import BATCH_EVENTS, DOCS, EVENTS, unknown_event
+from learnloop.loop.notes import add_note, first_of, in_cleanup
 from learnloop.loop.ordering import in_order
 
 _BATCH_EVENTS = frozenset(BATCH_EVENTS)
@@ -67,11 +67,11 @@ class Dispatcher:
 
     # Adding and removing
 
-    def add_cb(self, cb: Callback | type[Callback]) -> "Dispatcher":
+    def add_cb(self, cb: Callback | type[Callback]) -> Self:
         """Adds one callback (a class is instantiated); it hears the next event."""
         return self.add_cbs([cb])
 
-    def add_cbs(self, cbs: Any) -> "Dispatcher":
+    def add_cbs(self, cbs: Any) -> Self:
         """Adds callbacks, all or none: a wrong one or a circle of laws leaves the learner as it was."""
         self._add(instances(cbs))
         return self
@@ -97,28 +97,30 @@ class Dispatcher:
                 f"Rename the class, for example to `My{type(cb).__name__}`."
             )
 
-    def remove_cb(self, cb: Callback | type[Callback]) -> "Dispatcher":
+    def remove_cb(self, cb: Callback | type[Callback]) -> Self:
         """Removes a callback, or all of a class. Inside open spans it gets their cleanups first."""
         return self.remove_cbs([cb])
 
-    def remove_cbs(self, cbs: Any) -> "Dispatcher":
+    def remove_cbs(self, cbs: Any) -> Self:
         """Removes callbacks (instances, or classes for all of their instances); one that is not there is ignored."""
         leaving = self._find(cbs)
-        errors = [error for cb in leaving for error in self._close_spans_of(cb)]
+        kept = [error for cb in leaving for error in self._close_spans_of(cb)]
         self._detach(leaving)
-        if errors:
-            raise errors[0]
+        if kept:
+            try:
+                raise first_of(kept)
+            finally:
+                kept.clear()
         return self
 
     def _close_spans_of(self, cb: Callback) -> list[BaseException]:
         errors: list[BaseException] = []
+        handlers = dict(_handlers(cb)) if self._takes_part(cb) else {}
         for span in reversed(self._open_spans):
-            handler = handler_of(cb, span.cleanup)
             try:
-                if handler:
-                    handler()
+                handlers.get(span.cleanup, _nothing)()
             except BaseException as error:
-                errors.append(error)
+                errors.append(in_cleanup(error, self, f"{cb!r}.{span.cleanup}"))
         return errors
 
     def _detach(self, leaving: list[Callback]) -> None:
@@ -144,7 +146,7 @@ class Dispatcher:
             self.__dict__.pop(name, None)
 
     @contextmanager
-    def added_cbs(self, cbs: Any) -> Iterator["Dispatcher"]:
+    def added_cbs(self, cbs: Any) -> Iterator[Self]:
         """A context with these callbacks added; just these leave at its end."""
         added = instances(cbs)
         self._add(added)
@@ -154,7 +156,7 @@ class Dispatcher:
             self.remove_cbs(added)
 
     @contextmanager
-    def removed_cbs(self, cbs: Any) -> Iterator["Dispatcher"]:
+    def removed_cbs(self, cbs: Any) -> Iterator[Self]:
         """A context without these callbacks; the same instances come back to the same places. Runs no cleanup."""
         places = [(self.cbs.index(cb), cb) for cb in self._find(cbs)]
         self._detach([cb for _, cb in places])
@@ -306,16 +308,3 @@ def _silent(table: Table, cleanups: Table) -> frozenset[str]:
         for s in _SPANS
         if not (table[f"before_{s}"] or table[f"after_cancel_{s}"] or table[f"after_{s}"] or cleanups[f"cleanup_{s}"])
     )
-
-
-def add_note(error: BaseException, learn: Any, raiser: str) -> None:
-    """Says on an error who raised it, where, and what the batch looked like; once, where it was raised."""
-    if any(note.startswith("raised by ") for note in getattr(error, "__notes__", ())):
-        return
-    state = learn.__dict__
-    where = f"raised by {raiser}"
-    if learn.task is not None and "iter" in state:
-        where += f" at epoch {learn.epoch}, batch {learn.iter}, {'train' if learn.training else 'validate'}"
-    if any(span.name == "batch" for span in learn._open_spans):
-        where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
-    error.add_note(where)

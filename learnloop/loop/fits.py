@@ -12,8 +12,8 @@ from learnloop.loop.dispatch import instances
 from learnloop.loop.interrupt import StopButton, stopped
 from learnloop.loop.kept import Kept
 from learnloop.loop.passes import Passes
-from learnloop.loop.runs import run_outermost
-from learnloop.loop.spans import FIT, run_span
+from learnloop.loop.runs import run_outermost, run_undone
+from learnloop.loop.spans import EPOCH, FIT, run_span
 from learnloop.loop.state import capture, capture_moving, restore, unplain
 
 
@@ -30,11 +30,11 @@ class FitCall:
     n_step: int | None = None
     valid_every: int | None = None
 
-    def checked(self, learn: Any) -> "FitCall":
+    def checked(self, learn: Any, verb: str = "fit") -> "FitCall":
         """The call with its callbacks made, so that a resume adds the same instances."""
         if learn.task is not None:
             raise RuntimeError(
-                "`fit` was called while a run is active, which it would overwrite. Call it after that run."
+                f"`{verb}` was called while a run is active, which it would overwrite. Call it after that run."
             )
         if (self.n_epoch is None) == (self.n_step is None):
             raise ValueError("pass either `fit(n_epoch)` or `fit(n_step=…, valid_every=…)`.")
@@ -79,7 +79,7 @@ def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> 
     """A fit, new or from the state where it was stopped, with Ctrl-C as its stop button."""
     with StopButton(learn) as button:
         run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
-    learn._call = call if learn._point is not None else None
+        learn._call = call if learn._point is not None else None
     if button.was_pressed:
         raise _interrupt(learn)
 
@@ -87,16 +87,38 @@ def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> 
 def _fit(learn: Any, call: FitCall, resume: dict[str, Any] | None) -> None:
     learn._prepare_opt(call, resume is not None)
     learn._point, learn._no_point, learn._resuming, learn._validation_start = resume, None, resume, None
-    learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
-    learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
-    learn.train_iter = learn.opt_iter = learn._batches_done = 0
-    learn.pct_train, learn.training, learn.iter = 0.0, False, None
-    learn._data_seed, learn._pass_random = draw_seed(), None
+    _begin(learn, call)
     if resume is not None:
         learn._first_epoch = resume["position"]["epoch"]
         learn._data_seed, learn._pass_random = resume["counters"]["_data_seed"], unplain(resume["pass_random"])
     learn.epoch = min(learn._first_epoch, max(0, learn.n_epoch - 1))
     run_span(learn, FIT, partial(_stoppable, learn))
+
+
+def _begin(learn: Any, call: FitCall) -> None:
+    """Every count from its start, and a seed for the data."""
+    learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
+    learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
+    learn.train_iter = learn.opt_iter = learn._batches_done = 0
+    learn.pct_train, learn.training, learn.iter = 0.0, False, None
+    learn._data_seed, learn._pass_random = draw_seed(), None
+
+
+def run_trial(learn: Any, task: str, call: FitCall) -> Any:
+    """Trains for `call.n_step` updates without validation, and undoes all of it; returns the losses and rates it kept.
+
+    A learner without an optimizer gets one, as from a fit.
+    """
+    if learn.opt is None:
+        learn.create_opt()
+    return run_undone(learn, task, call.cbs, partial(_trial, learn, call))
+
+
+def _trial(learn: Any, call: FitCall) -> None:
+    learn._prepare_opt(call, False)
+    _begin(learn, call)
+    learn.epoch, learn._passes = 0, Passes(learn, learn._loader(0))
+    run_span(learn, FIT, partial(run_span, learn, EPOCH, learn._do_epoch_train))
 
 
 def _stoppable(learn: Any) -> None:

@@ -1,5 +1,6 @@
 """Ctrl-C as a stop button: the first one is kept until the next batch boundary, the second raises at once."""
 
+import os
 import signal
 import sys
 import threading
@@ -22,14 +23,17 @@ class StopButton:
     Where a program has a handler of its own, or in another thread, it does nothing.
     """
 
-    def __init__(self, learn: Any):
+    def __init__(self, learn: Any, at_once: bool = False):
         self.learn = learn
+        self.at_once = at_once  # the first Ctrl-C raises like the second one of a fit: cleanups and undoing are not cut
         self.former: Any = None  # the handler to put back; None where ours is not installed
+        self.process = os.getpid()
         self.was_pressed = False  # known once the fit has ended
 
     @uncut
     def __enter__(self) -> "StopButton":
-        self.learn._stop_requested = self.learn._stop_late = self.learn.interrupted = False
+        self.learn._stop_requested = self.learn._stop_late = False
+        self.learn.interrupted = self.at_once and self.learn.interrupted
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
             self.former = signal.signal(signal.SIGINT, self._pressed)
@@ -42,13 +46,16 @@ class StopButton:
             signal.signal(signal.SIGINT, self.former)
             self.former = None
         self.was_pressed = learn._stop_requested
-        if learn._stop_late:  # pressed again when no cleanup was left that could raise it
-            learn._point = None
+        late = cut_short(learn) if learn._stop_late else None  # pressed when no cleanup was left that could raise it
         learn._stop_requested = learn._stop_late = False  # the next run begins without
+        if late is not None and self.at_once:
+            raise late
 
     def _pressed(self, signum: int, frame: FrameType | None) -> None:
         learn = self.learn
-        if not learn._stop_requested:
+        if os.getpid() != self.process:
+            return  # a data worker that is just being forked: stopping is up to the process that trains
+        if not learn._stop_requested and not self.at_once:
             learn._stop_requested = True
         elif _must_wait(frame):
             learn._stop_late = True
@@ -58,7 +65,10 @@ class StopButton:
 
 def cut_short(learn: Any) -> KeyboardInterrupt:
     """What a second Ctrl-C raises: somewhere inside a batch there is no state to go on from exactly."""
-    learn._stop_late, learn._point = False, None
+    learn._stop_late = False
+    if not learn._stop_requested:  # it was the first one, of a run that is undone
+        return KeyboardInterrupt()
+    learn._point = None
     return KeyboardInterrupt("a second Ctrl-C cut the fit where it was, so it cannot go on exactly: fit again.")
 
 

@@ -15,25 +15,30 @@ class Kept:
         self.losses: list[Any] = []  # since the last fold: detached tensors of one number, or numbers
         self.rates: list[float] = []  # learning rate of the last group, one per recorded loss
         self.folded: list[Tensor] = []  # what came before, one dimension each, on the device
+        self.n_folded = 0  # losses in there
 
     def fold(self) -> None:
         """Puts the single losses into one tensor; nothing waits for the device."""
         if self.losses:
             self.folded.append(_stacked(self.losses))
+            self.n_folded += len(self.losses)
             self.losses = []
+        if len(self.folded) > FOLD:  # somebody looks after every batch
+            self.folded = [torch.cat([block.to(self.folded[-1].device) for block in self.folded])]
 
     def since(self, start: int) -> list[float]:
         """Losses from number `start` on, brought to the host."""
         self.fold()
-        parts, passed = [], 0
-        for block in self.folded:
-            if passed + len(block) > start:
-                parts.append(block[max(0, start - passed) :])
-            passed += len(block)
-        return [loss for part in parts for loss in part.double().tolist()]
+        parts, before = [], self.n_folded
+        for block in reversed(self.folded):  # whoever looks after every batch is one loss behind
+            if before <= start:
+                break
+            before -= len(block)
+            parts.append(block[max(0, start - before) :])
+        return [loss for part in reversed(parts) for loss in part.double().tolist()]
 
     def __len__(self) -> int:
-        return sum(len(block) for block in self.folded) + len(self.losses)
+        return self.n_folded + len(self.losses)
 
     def state_dict(self) -> dict[str, Any]:
         self.fold()
@@ -41,6 +46,7 @@ class Kept:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.folded, self.rates = [], list(state["losses"]), list(state["rates"])
+        self.n_folded = sum(len(block) for block in self.folded)
 
 
 def _stacked(losses: list[Any]) -> Tensor:

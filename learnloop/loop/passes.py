@@ -7,13 +7,13 @@ from typing import Any
 
 from learnloop.data.keyed import Key, batches, is_keyed, is_list, mix, random_states, set_random_states
 from learnloop.loop.cancel import CancelException
-from learnloop.loop.dispatch import add_note
 from learnloop.loop.interrupt import uncut
+from learnloop.loop.notes import add_note
 
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
     """The batches of the phase that `learn` is in, from `start` on."""
-    if learn.training and learn._passes is not None and learn.task == "fit":
+    if learn.training and learn._passes is not None and not learn._depth:
         return _stretch(learn)
     return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
 
@@ -72,9 +72,10 @@ class Passes:
 
     def _begin_next(self) -> None:
         if self.learn.opt_iter == self.steps_before:
+            verb = "fit(n_step=…)" if self.learn.task == "fit" else self.learn.task
             raise RuntimeError(
-                f"a whole pass over the training loader ({self.taken} batches) made no update, so `fit(n_step=…)` "
-                "would never end. Check which callback cancels the step, and that the loader is not empty."
+                f"a whole pass over the training loader ({self.taken} batches) made no update, so "
+                f"`{verb}` would never end. Check which callback cancels the step, and that the loader is not empty."
             )
         self.close()
         self.number, self.taken, self.steps_before = self.number + 1, 0, self.learn.opt_iter

@@ -5,9 +5,12 @@ from typing import Any
 
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.dispatch import instances
-from learnloop.loop.interrupt import uncut
+from learnloop.loop.interrupt import StopButton, uncut
 from learnloop.loop.spans import EPOCH, FIT, SPANS, run_span
-from learnloop.loop.state import set_aside
+from learnloop.loop.state import ASIDE, COUNTERS, capture, restore, set_aside
+
+#: What a run that is undone moves besides what a state holds.
+_UNDONE = (*ASIDE, *COUNTERS, "_kept", "_batches_done", "_first_epoch")
 
 
 def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
@@ -37,6 +40,31 @@ def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None
             run_outermost(learn, task, cbs, lambda: run_span(learn, FIT, lambda: run_span(learn, EPOCH, body)))
         else:
             _run_nested(learn, task, cbs, body)
+
+
+def run_undone(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> Any:
+    """A run from outside that trains and of which nothing stays: whatever ends it, the learner is put back as it was.
+
+    Returns what it kept: losses and rates. Ctrl-C ends it at once, but does not cut the putting back.
+    """
+    former = list(learn.cbs), {n: learn.__dict__[n] for n in _UNDONE if n in learn.__dict__}
+    with StopButton(learn, at_once=True):
+        state = capture(learn)
+        try:
+            run_outermost(learn, task, cbs, body)
+            return learn._kept
+        finally:
+            _undo(learn, *former, state)
+
+
+@uncut
+def _undo(learn: Any, cbs: list[Any], attributes: dict[str, Any], state: dict[str, Any]) -> None:
+    learn._detach([cb for cb in learn.cbs if not any(cb is former for former in cbs)])
+    learn._put_back([(i, cb) for i, cb in enumerate(cbs) if not any(cb is present for present in learn.cbs)])
+    for name in _UNDONE:
+        learn.__dict__.pop(name, None)
+    learn.__dict__.update(attributes)
+    restore(learn, state)
 
 
 def _run_nested(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:

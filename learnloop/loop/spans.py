@@ -14,8 +14,9 @@ from learnloop.loop.cancel import (
     CancelTrainException,
     CancelValidException,
 )
-from learnloop.loop.dispatch import add_note, calls_handlers, owner_of
+from learnloop.loop.dispatch import calls_handlers, owner_of
 from learnloop.loop.interrupt import cut_short, uncut
+from learnloop.loop.notes import add_note, first_of, in_cleanup
 
 uncut(add_note)  # it runs between an error and its cleanup
 
@@ -127,38 +128,15 @@ def clean_up(learn: Any, span: Span, error: BaseException | None = None) -> None
         try:
             handler()
         except BaseException as raised:
-            kept.append(_in_cleanup(raised, learn, handler, span))
+            kept.append(in_cleanup(raised, learn, f"{owner_of(handler)!r}.{span.cleanup}"))
     learn._open_spans.pop()
     if learn._stop_late:
         kept.append(cut_short(learn))
     if kept:
-        first = _first_of(kept, error)
+        first = first_of(kept, error)
         kept.clear()  # an exception that a frame of its own traceback names would live until the next gc
         if first is not error:
             try:
                 raise first
             finally:
                 del first, error
-
-
-def _in_cleanup(raised: BaseException, learn: Any, handler: Any, span: Span) -> BaseException:
-    """A cleanup's exception with a note; a cancel becomes an error, since there is nothing left to cancel."""
-    if isinstance(raised, CancelException):
-        name = type(raised).__name__
-        error = RuntimeError(f"{name} was raised in `{span.cleanup}`: a cleanup cannot cancel. Use `{span.after}`.")
-        error.__cause__ = raised
-        raised = error
-    if isinstance(raised, Exception):
-        add_note(raised, learn, f"{owner_of(handler)!r}.{span.cleanup}")
-    return raised
-
-
-def _first_of(kept: list[BaseException], error: BaseException | None) -> BaseException:
-    """The exception that leaves a span, with the others as notes; a cancel on its way gives way to a real error."""
-    everything = kept if error is None or isinstance(error, CancelException) else [error, *kept]
-    first = next((e for e in everything if isinstance(e, KeyboardInterrupt)), everything[0])
-    for other in everything:
-        if other is not first:
-            notes = "".join(f" ({note})" for note in getattr(other, "__notes__", ()))
-            first.add_note(f"also raised: {type(other).__name__}: {other}{notes}")
-    return first

@@ -138,6 +138,7 @@ def capture(learn: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": plain(_model_state(learn.model), "the model's state"),
+        "buffers": [plain(getattr(m, name)) for m, name in _unsaved_buffers(learn.model)],
         "modes": [m.training for m in _modules(learn.model)],
         "trainable": [p.requires_grad for p in _parameters(learn.model)],
         "grads": [plain(p.grad) for p in _parameters(learn.model)],
@@ -195,6 +196,9 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
         learn.opt.load_state_dict(unplain(state["opt"]))  # first: it refuses what does not fit before it changes
     if isinstance(learn.model, nn.Module):
         learn.model.load_state_dict(unplain(state["model"]))
+    for (module, name), value in zip(_unsaved_buffers(learn.model), state["buffers"], strict=True):
+        buffer, here = unplain(value), getattr(module, name)
+        setattr(module, name, buffer if buffer is None or here is None else buffer.to(here.device))
     for module, training in zip(_modules(learn.model), state["modes"], strict=True):
         module.training = training
     saved = zip(_parameters(learn.model), state["trainable"], state["grads"], strict=True)
@@ -216,6 +220,7 @@ def check_fits(learn: Any, state: dict[str, Any]) -> None:
         raise ValueError("this is no state of a learner: `load_state_dict` takes what `state_dict()` returned.")
     problems = _differences(_model_state(learn.model), state["model"])
     problems += _other_number("modules", state["modes"], _modules(learn.model))
+    problems += _other_number("buffers", state["buffers"], _unsaved_buffers(learn.model))
     problems += _other_number("parameters", state["trainable"], _parameters(learn.model))
     if state["opt"] is not None and learn.opt is None:
         problems.append("an optimizer saved, none here: call `learn.create_opt()`")
@@ -273,6 +278,12 @@ def _model_state(model: Any) -> dict[str, Any]:
 
 def _modules(model: Any) -> Iterator[nn.Module]:
     return model.modules() if isinstance(model, nn.Module) else iter(())
+
+
+def _unsaved_buffers(model: Any) -> Iterator[tuple[nn.Module, str]]:
+    """Buffers that the model's own state leaves out: registered with `persistent=False`."""
+    for module in _modules(model):
+        yield from ((module, name) for name in sorted(module._non_persistent_buffers_set))
 
 
 def _parameters(model: Any) -> Iterator[nn.Parameter]:

@@ -139,6 +139,86 @@ def combined_cos(pct: float, start: Value, middle: Value, end: Value) -> Combine
     return combine_scheds([pct, 1 - pct], [SchedCos(start, middle), SchedCos(middle, end)])
 
 
+def one_cycle(
+    lr_max: Value,
+    moms: Sequence[float],  # at the start, the middle and the end
+    div: float = 25.0,  # the first rate is lr_max / div
+    div_final: float = 1e5,  # the last rate is lr_max / div_final
+    pct_start: float = 0.25,  # share of the fit in which the rate goes up
+) -> dict[str, Schedule]:
+    """One cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
+    _check_shares(pct_start=pct_start)
+    _check_divisors(div=div, div_final=div_final)
+    if len(moms) != 3:
+        raise ValueError(f"`moms={moms!r}`: pass three momenta, for the start, the middle and the end of the cycle.")
+    lr = combined_cos(pct_start, lr_max / div, lr_max, lr_max / div_final)
+    return {"lr": lr, "mom": combined_cos(pct_start, *moms)}
+
+
+def flat_cos(
+    lr: Value,
+    div_final: float = 1e5,  # the last rate is lr / div_final
+    pct_start: float = 0.75,  # share of the fit in which the rate stays
+) -> CombinedSchedule:
+    """Stays at `lr`, then goes down along half a cosine."""
+    _check_shares(pct_start=pct_start)
+    _check_divisors(div_final=div_final)
+    return combine_scheds([pct_start, 1 - pct_start], [SchedNo(lr, lr), SchedCos(lr, lr / div_final)])
+
+
+def cos_restarts(
+    lr_max: Value,
+    cycles: Sequence[int],  # how long each one is
+) -> CombinedSchedule:
+    """Half a cosine from `lr_max` to 0 in each of `cycles` (SGDR: Loshchilov and Hutter, arXiv 1608.03983)."""
+    return combine_scheds([n / sum(cycles) for n in cycles], [SchedCos(lr_max, 0) for _ in cycles])
+
+
+def cycle_lengths(n_cycles: int, cycle_len: int, cycle_mult: int) -> list[int]:
+    """The lengths of cycles of which each is `cycle_mult` times as long as the one before."""
+    for name, value in (("n_cycles", n_cycles), ("cycle_len", cycle_len), ("cycle_mult", cycle_mult)):
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"`{name}={value!r}`: pass a whole number.")
+        if value < 1:
+            raise ValueError(f"`{name}={value}`: pass 1 or more.")
+    return [cycle_len * cycle_mult**i for i in range(n_cycles)]
+
+
+def warmup_stable_decay(
+    lr_max: Value,
+    pct_warmup: float = 0.05,  # share of the fit in which the rate goes up
+    pct_decay: float = 0.2,  # share in which it goes down
+    div: float = 25.0,  # the first rate is lr_max / div
+    div_final: float = 1e5,  # the last rate is lr_max / div_final
+    decay: Callable[[Value, Value], Schedule] = SchedLin,  # (start, end) -> the schedule of the way down
+) -> CombinedSchedule:
+    """Up to `lr_max` in a straight line, on it for most of the fit, and down (Hägele et al., arXiv 2405.18392).
+
+    `decay=partial(SchedPoly, power=0.5)` is the way down that they found best, "1-sqrt".
+    """
+    _check_shares(pct_warmup=pct_warmup, pct_decay=pct_decay)
+    _check_divisors(div=div, div_final=div_final)
+    parts = [pct_warmup, max(0.0, 1 - pct_warmup - pct_decay), pct_decay]
+    up, stay, down = SchedLin(lr_max / div, lr_max), SchedNo(lr_max, lr_max), decay(lr_max, lr_max / div_final)
+    return combine_scheds(parts, [up, stay, down])
+
+
+def _check_shares(**shares: float) -> None:
+    """ValueError for what is no share of a fit, or for shares that are more than the whole."""
+    for name, share in shares.items():
+        if not 0 <= share <= 1:
+            raise ValueError(f"`{name}={share!r}`: pass the share of the fit, from 0 to 1.")
+    if math.fsum(shares.values()) > 1 + 1e-6:
+        named = " and ".join(f"`{name}={share:g}`" for name, share in shares.items())
+        raise ValueError(f"{named} are more than the whole fit together; make one smaller, their sum is at most 1.")
+
+
+def _check_divisors(**divisors: float) -> None:
+    for name, divisor in divisors.items():
+        if not divisor > 0:
+            raise ValueError(f"`{name}={divisor!r}`: the rate is divided by it; pass a number above 0.")
+
+
 def even_mults(start: float, stop: float, n: int) -> Any:
     """`n` numbers from `start` to `stop`, each the same multiple of the one before; for `n == 1` the number `stop`."""
     if n == 1:

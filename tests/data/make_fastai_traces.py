@@ -1,4 +1,4 @@
-"""Writes fastai_traces.json: every event of fastai's fits of two epochs, plain and with each cancel raised at each event.
+"""Writes fastai_traces.json: the events of fastai's fits of two epochs, plain and with each cancel at each event.
 
 Not run by the tests. It needs fastai (written with 2.8.12): `python tests/data/make_fastai_traces.py`.
 Two training and two validation batches of two samples. A key is `CancelException@event` with `/train` or `/validate`

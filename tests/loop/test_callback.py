@@ -76,9 +76,9 @@ def test_the_nearest_spelling_may_be_the_models_or_the_callbacks_own():
     cb = Plain()
     learner(cb)
     cb.threshold = 1
-    with pytest.raises(AttributeError, match="Did you mean `in_features`?"):
+    with pytest.raises(AttributeError, match=r"Did you mean `in_features`?"):
         cb.in_featuers  # noqa: B018
-    with pytest.raises(AttributeError, match="Did you mean `threshold`?"):
+    with pytest.raises(AttributeError, match=r"Did you mean `threshold`?"):
         cb.treshold  # noqa: B018
 
 
@@ -95,7 +95,9 @@ def test_a_missing_attribute_of_a_callback_on_no_learner_says_so():
 
 
 def test_a_missing_attribute_of_the_learner_says_where_it_was_looked_for():
-    with pytest.raises(AttributeError, match="`epoc` is neither on the learner nor on the model `Linear`. Did you mean "):
+    with pytest.raises(
+        AttributeError, match=r"`epoc` is neither on the learner nor on the model `Linear`. Did you mean "
+    ):
         learner().epoc  # noqa: B018
 
 
@@ -134,7 +136,7 @@ def test_an_attribute_error_inside_a_property_is_the_one_that_is_raised():
     learner(cb, model=Model(1, 1))
     with pytest.raises(AttributeError, match="`mdoel` is neither on the callback"):
         cb.rate  # noqa: B018
-    with pytest.raises(AttributeError, match="^not yet$"):
+    with pytest.raises(AttributeError, match=r"^not yet$"):
         cb.own  # noqa: B018
     with pytest.raises(AttributeError, match="`smooth_loss` is there once a training batch was recorded"):
         cb.smooth_loss  # noqa: B018
@@ -257,7 +259,7 @@ def test_not_events_silences_both(name):
 
 @pytest.mark.parametrize("wrap", [staticmethod, classmethod])
 def test_static_and_class_methods_are_checked_too(wrap):
-    with pytest.raises(TypeError, match="Did you mean `after_batch`?"):
+    with pytest.raises(TypeError, match=r"Did you mean `after_batch`?"):
         subclass(after_bacth=wrap(nothing))
 
 
@@ -268,7 +270,7 @@ def test_what_is_no_method_or_has_no_such_prefix_is_not_checked():
 
 
 def test_a_misspelt_handler_set_on_an_instance_is_refused():
-    with pytest.raises(TypeError, match="`Plain.after_bacth` looks like a handler"):
+    with pytest.raises(TypeError, match=r"`Plain.after_bacth` looks like a handler"):
         Plain().after_bacth = print
 
 

@@ -64,7 +64,7 @@ def test_calling_the_learner_with_several_events_sends_them_in_turn():
 
 
 def test_calling_the_learner_with_a_name_that_is_no_event_says_so():
-    with pytest.raises(ValueError, match="`before_bacth` is no event. Did you mean `before_batch`?"):
+    with pytest.raises(ValueError, match=r"`before_bacth` is no event. Did you mean `before_batch`?"):
         learner()("before_bacth")
     with pytest.raises(ValueError, match="is no event"):
         learner()(["before_fit", "nothing"])
@@ -388,7 +388,7 @@ def test_indexing_gives_the_callback_of_a_class_or_all_of_them():
 
 
 def test_ordered_cbs_of_a_name_that_is_no_event_says_so():
-    with pytest.raises(ValueError, match="Did you mean `after_fit`?"):
+    with pytest.raises(ValueError, match=r"Did you mean `after_fit`?"):
         learner().ordered_cbs("after_ftt")
 
 
@@ -532,6 +532,21 @@ def test_one_removed_in_the_step_gets_that_spans_cleanup_too():
     heard = Heard([n for n in EVENTS if n.startswith("cleanup_")])
     learner([heard, Once("before_step", lambda cb: cb.learn.remove_cb(heard))]).fit(1)
     assert heard.events == [f"cleanup_{s}" for s in ("backward", "step", "batch", "train", "epoch", "fit")]
+
+
+def test_one_that_overrides_call_gets_them_too():
+    everything = Everything()
+    learner([everything, Once("after_pred", lambda cb: cb.learn.remove_cb(everything))], dls=loaders(1, None)).fit(1)
+    assert everything.events[-4:] == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
+
+
+def test_one_that_takes_no_part_in_the_task_gets_none():
+    heard = Heard()
+    heard.tasks = ("predict",)
+    learn = learner([heard, Once("after_pred", lambda cb: cb.learn.remove_cb(heard))])
+    heard.events.clear()
+    learn.fit(1)
+    assert heard.events == []
 
 
 def test_one_removed_outside_of_runs_gets_no_cleanup():

@@ -8,7 +8,7 @@ from tests.toys import Heard, learner
 
 
 def test_the_events_stand_in_firing_order():
-    assert EVENTS == (
+    assert tuple(EVENTS) == (
         *("after_create", "before_fit", "before_epoch", "before_train", "before_batch", "after_pred", "after_loss"),
         *("before_backward", "after_cancel_backward", "after_backward", "cleanup_backward"),
         *("before_step", "after_cancel_step", "after_step", "cleanup_step"),
@@ -41,7 +41,7 @@ def test_every_event_is_explained():
 
 
 def test_batch_events_are_those_inside_the_batch_span_without_cleanups():
-    assert BATCH_EVENTS == (
+    assert tuple(BATCH_EVENTS) == (
         *("before_batch", "after_pred", "after_loss", "before_backward", "after_cancel_backward", "after_backward"),
         *("before_step", "after_cancel_step", "after_step", "after_cancel_batch", "after_batch"),
     )
@@ -63,7 +63,7 @@ def test_event_shown_is_the_picture_of_the_loop():
 
 
 def test_a_misspelt_event_fails_with_the_nearest_one():
-    with pytest.raises(AttributeError, match="`before_bacth` is no event. Did you mean `before_batch`?"):
+    with pytest.raises(AttributeError, match=r"`before_bacth` is no event. Did you mean `before_batch`?"):
         event.before_bacth  # noqa: B018
 
 

@@ -80,19 +80,18 @@ def model():
 
 
 class StopAt(Callback):
-    """Presses Ctrl-C at events by their number, counted from `before_fit`: the first in the fit, the next when resumed."""
+    """Presses Ctrl-C at an event of each fit, by its number from `before_fit`: first in the fit, then when resumed."""
 
     order = 1000
 
     def __init__(self, *numbers):
-        self.left, self.seen = list(numbers), []
+        self.numbers, self.seen = iter(numbers), []
 
     def __call__(self, event_name):
         if event_name == "before_fit":
-            self.seen = []
+            self.seen, self.number = [], next(self.numbers, None)
         self.seen.append(event_name)
-        if self.learn.task == "fit" and self.left and len(self.seen) - 1 == self.left[0]:
-            del self.left[0]
+        if self.learn.task == "fit" and len(self.seen) - 1 == self.number:
             signal.raise_signal(signal.SIGINT)
 
 
@@ -294,7 +293,14 @@ def test_data_workers_change_nothing_and_are_gone_on_with_exactly(persistent):
     assert outcome(case.run(stops[1], stops[2])) == outcome(CASES["torch loaders"].run())
 
 
-def test_a_callback_that_stops_its_own_fit_and_resumes_is_refused():
+@pytest.mark.parametrize("stop", [0, 1, 12])
+def test_a_foreign_loader_with_workers_of_its_own_is_gone_on_with_exactly(stop):
+    steps = lambda learn: learn.fit(n_step=7, valid_every=3)  # noqa: E731
+    case = Case(lambda: DataLoaders(DataLoader(Stream(), 6, num_workers=1)), steps)
+    assert outcome(case.run(stop)) == outcome(case.run())
+
+
+def test_a_learner_that_was_not_stopped_has_nothing_to_resume():
     with pytest.raises(RuntimeError, match="nothing to resume"):
         Case().learner().resume()
 

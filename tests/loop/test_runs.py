@@ -50,7 +50,7 @@ def test_validate_runs_as_fit_epoch_and_validate_spans():
 def test_validate_returns_loss_and_metrics_of_the_validation_set():
     learn = learner(Recorder(), metrics=[lambda pred, y: (pred - y).abs().mean()])
     with torch.no_grad():
-        (x, y), = learn.dls.valid
+        ((x, y),) = learn.dls.valid
         pred = learn.model(x)
     loss, metric = learn.validate()
     assert float(loss) == pytest.approx(F.mse_loss(pred, y).item())

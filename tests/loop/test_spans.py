@@ -403,7 +403,7 @@ def test_an_error_in_a_cleanup_passes_the_outer_spans_with_their_cleanups():
 
 def left_by(*cbs):
     """The exception that leaves a fit, and the other ones that its notes tell of."""
-    with pytest.raises(BaseException) as caught:  # noqa: B017, PT011
+    with pytest.raises(BaseException) as caught:
         learner(list(cbs)).fit(1)
     notes = getattr(caught.value, "__notes__", [])
     return caught.value, [n for n in notes if n.startswith("also raised")]
@@ -413,7 +413,9 @@ def test_what_a_cleanup_raises_is_a_note_on_the_first_error():
     first, second = ValueError("first"), KeyError("second")
     left, notes = left_by(raise_at("after_pred", first), raise_at("cleanup_batch", second))
     assert left is first
-    assert notes[0].startswith("also raised: KeyError: 'second' (raised by Once.cleanup_batch at epoch 0, batch 0, train")
+    assert notes[0].startswith(
+        "also raised: KeyError: 'second' (raised by Once.cleanup_batch at epoch 0, batch 0, train"
+    )
 
 
 def test_of_several_cleanups_the_first_error_is_raised_with_the_others_as_notes():
@@ -459,7 +461,7 @@ def test_a_cancel_raised_in_a_cleanup_is_an_error(span):
     left, _ = left_by(raise_at("cleanup_batch", cancel))
     assert type(left) is RuntimeError
     assert str(left) == (
-        f"{CANCELS[span].__name__} was raised in `cleanup_batch`: a cleanup cannot cancel. Use `after_batch`."
+        f"{CANCELS[span].__name__} was raised in `Once.cleanup_batch`: a cleanup cannot cancel. Use `after_batch`."
     )
     assert left.__cause__ is cancel
 

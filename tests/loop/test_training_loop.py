@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -147,7 +148,9 @@ def test_every_fit_counts_from_the_start():
     assert (learn.train_iter, learn.opt_iter, learn.pct_train) == (2, 2, 1.0)
 
 
-@pytest.mark.parametrize(("event_name", "training", "n_iter"), [("before_train", True, 2), ("before_validate", False, 1)])
+@pytest.mark.parametrize(
+    ("event_name", "training", "n_iter"), [("before_train", True, 2), ("before_validate", False, 1)]
+)
 def test_dl_n_iter_and_training_are_set_before_the_phase_begins(event_name, training, n_iter):
     dls = loaders()
     rows = seen_at(event_name, "dl", "n_iter", "training", n_epoch=1, dls=dls)
@@ -411,6 +414,33 @@ def test_after_any_end_of_a_fit_no_batch_prediction_or_graph_is_alive_and_no_cyc
 @pytest.mark.parametrize("end", [end for end, (_, error) in ENDS.items() if error is not None])
 def test_also_while_the_error_and_its_frames_are_kept(end):
     assert run_to(end, hold=True)[0] == 0
+
+
+def holding(event_name, make):
+    """A callback whose frame holds what there is of the batch when it raises an exception."""
+
+    def action(cb):
+        held = cb.learn.xb, cb.learn.pred
+        raise make() if held else None
+
+    return Once(event_name, action)
+
+
+@pytest.mark.parametrize(
+    "events", ["after_loss", "cleanup_batch", "after_loss cleanup_batch", "cleanup_batch cleanup_fit"]
+)
+@pytest.mark.parametrize("error", [ValueError, CancelFitException, CancelBatchException, KeyboardInterrupt])
+def test_no_cycle_holds_the_frames_of_an_exception_that_is_over(events, error):
+    refs = Refs()
+    cbs = [refs, *(holding(event_name, error) for event_name in events.split())]
+    learn = learner(cbs, dls=DataLoaders(Watched(2), device="cpu"))
+    gc.disable()
+    try:
+        with suppress(ValueError, RuntimeError, KeyboardInterrupt):
+            learn.fit(1)
+        assert refs.refs and refs.alive() == 0
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("end", ENDS)

@@ -1,0 +1,342 @@
+"""What a run is, as plain data: what may be in it, what comes back, and what is refused."""
+
+import io
+import random
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from fastcore.foundation import L
+from torch import nn
+
+from learnloop import SGD, Adam, Callback, Learner
+from learnloop.loop.state import check_plain, plain, unplain
+from tests.toys import learner, loaders, weights
+
+ROOT = Path(__file__).parents[2]
+
+
+def through_a_file(state):
+    """The state as `torch.load` reads it without running code from the file."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+def returned(value):
+    return unplain(through_a_file(plain(value)))
+
+
+# Plain data
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *(None, True, 3, 2.5, 1j, "text", [1, [2]], (1, (2,)), {"a": {1: 2.0, False: None}}),
+        *(Path("models/best"), np.float64(1.5), np.float16(0.1), np.int8(3), np.bool_(True), np.str_("ab")),
+        {"__kind__": "a user's own key"},
+    ],
+)
+def test_numbers_strings_containers_paths_and_numpy_scalars_come_back_as_what_they_were(value):
+    back = returned(value)
+    assert (back, type(back)) == (value, type(value))
+
+
+def test_an_L_comes_back_as_an_L():
+    back = returned(L(1, L(2, 3)))
+    assert isinstance(back, L) and isinstance(back[1], L)
+    assert back == L(1, L(2, 3))
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        np.arange(6.0).reshape(2, 3),
+        np.arange(6, dtype=np.int16).reshape(2, 3).T,  # not contiguous
+        np.zeros((0, 3)),
+        np.array(7),
+        np.array(["a", "bcd"]),
+        np.array(["2020-02-29"], dtype="datetime64[D]"),
+        np.array([True, False]),
+    ],
+)
+def test_a_numpy_array_comes_back_with_shape_dtype_and_values(array):
+    back = returned(array)
+    assert (type(back), back.dtype, back.shape, back.tolist()) == (np.ndarray, array.dtype, array.shape, array.tolist())
+
+
+@pytest.mark.parametrize("bits", [np.random.PCG64, np.random.MT19937, np.random.Philox])
+def test_a_numpy_generator_comes_back_where_it_stood(bits):
+    generator = np.random.Generator(bits(3))
+    generator.random(5)
+    back = returned(generator)
+    assert back.random(4).tolist() == generator.random(4).tolist()
+
+
+def test_a_tensor_comes_back_without_its_graph():
+    x = torch.ones(2, requires_grad=True) * 2
+    back = returned(x)
+    assert (back.tolist(), back.requires_grad) == ([2.0, 2.0], False)
+
+
+def test_a_tensor_of_another_class_is_stored_as_a_plain_one():
+    class Image(torch.Tensor):
+        pass
+
+    assert type(returned(torch.ones(2).as_subclass(Image))) is torch.Tensor
+
+
+def test_what_plain_returns_shares_no_memory_with_what_it_was_given():
+    x, array = torch.zeros(2), np.zeros(2)
+    stored = plain({"x": x, "array": array, "list": [x]})
+    x.fill_(1.0)
+    array.fill(1.0)
+    back = unplain(stored)
+    assert (back["x"].tolist(), back["array"].tolist(), back["list"][0].tolist()) == ([0, 0], [0, 0], [0, 0])
+
+
+def test_what_unplain_returns_can_be_changed_without_changing_the_state():
+    stored = plain({"x": torch.zeros(2)})
+    unplain(stored)["x"].fill_(1.0)
+    assert stored["x"].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        ({1, 2}, "set"),
+        (object(), "object"),
+        (np.array([object()]), "ndarray"),
+        (np.zeros(2, dtype=[("a", "i4")]), "ndarray"),
+        (torch.Size([1]), "Size"),
+        (nn.Linear(1, 1), "Linear"),
+        (max, "builtin_function_or_method"),
+    ],
+)
+def test_anything_else_is_a_type_error_that_says_where_and_what(value, kind):
+    for function in (plain, check_plain):
+        with pytest.raises(TypeError, match=rf"`Timer.marks` is a {kind}, which cannot be stored"):
+            function([value], "`Timer.marks`")
+
+
+def test_keys_that_a_file_does_not_take_are_refused():
+    with pytest.raises(TypeError, match=r"`Timer.marks` has the key \(1, 2\); keys are strings or numbers"):
+        plain({(1, 2): 3}, "`Timer.marks`")
+
+
+# Callbacks' state
+
+
+class Keeps(Callback):
+    """Names one attribute that survives."""
+
+    _stateattrs = ("kept",)
+
+    def __init__(self, kept=None):
+        if kept is not None:
+            self.kept = kept
+
+
+def test_a_state_that_cannot_be_stored_is_refused_before_the_first_epoch():
+    events = []
+    learn = learner([Keeps({1, 2}), Callback(before_epoch=lambda cb: events.append("before_epoch"))])
+    with pytest.raises(TypeError, match=r"`Keeps\.kept` is a set, which cannot be stored"):
+        learn.fit(1)
+    assert (events, learn.task) == ([], None)
+
+
+@pytest.mark.parametrize(
+    "kept", [L(1, 2), Path("x"), np.float32(2), np.arange(3.0), np.random.default_rng(1), torch.ones(2), {"a": (1,)}]
+)
+def test_a_callbacks_attribute_comes_back_as_what_it_was(kept):
+    state = through_a_file(learner(Keeps(kept)).state_dict())
+    other = learner(Keeps(0))
+    other.load_state_dict(state)
+    back = other.keeps.kept
+    assert type(back) is type(kept)
+    assert repr(plain(back)) == repr(plain(kept))
+
+
+def test_two_callbacks_of_one_class_get_their_own_states_also_where_one_has_none_yet():
+    learn = learner([Keeps(), Keeps("second")])
+    state = learn.state_dict()
+    first, second = Keeps("other"), Keeps("another")
+    learner([first, second]).load_state_dict(state)
+    assert (first.kept, second.kept) == ("other", "second")
+
+
+def test_a_callback_without_a_saved_state_may_join():
+    state = learner().state_dict()
+    extra = Keeps("mine")
+    learner(extra).load_state_dict(state)
+    assert extra.kept == "mine"
+
+
+# The whole run
+
+
+def fitted(**kwargs):
+    learn = learner(opt_func=kwargs.pop("opt_func", Adam), default_cbs=True, **kwargs)
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(2)
+    return learn
+
+
+def test_a_state_reads_back_from_a_file_as_it_was():
+    state = fitted().state_dict()
+    assert repr(through_a_file(state)) == repr(state)
+
+
+def test_loading_brings_back_weights_optimizer_counters_record_and_random_states():
+    learn = fitted()
+    state = learn.state_dict()
+    expected = weights(learn), repr(learn.opt.state_dict()), torch.get_rng_state(), np.random.get_state()[1].tolist()
+    python = random.getstate()
+    other = fitted(seed=5)
+    torch.manual_seed(3), np.random.seed(3), random.seed(3)
+    other.load_state_dict(state)
+    assert torch.equal(weights(other), expected[0])
+    assert repr(other.opt.state_dict()) == expected[1]
+    assert torch.equal(torch.get_rng_state(), expected[2])
+    assert np.random.get_state()[1].tolist() == expected[3]
+    assert random.getstate() == python
+    assert (other.train_iter, other.opt_iter, other.pct_train) == (4, 4, 1.0)
+    assert other.recorder.raw_losses == learn.recorder.raw_losses
+    assert list(map(list, other.recorder.values)) == list(map(list, learn.recorder.values))
+
+
+def test_modes_frozen_parameters_and_gradients_come_back():
+    learn = learner(model=nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)))
+    learn.model[0].requires_grad_(False)
+    learn.model[1].eval()
+    learn.model[2].weight.grad = torch.full((1, 2), 3.0)
+    state = learn.state_dict()
+    other = learner(model=nn.Sequential(nn.Linear(1, 2), nn.BatchNorm1d(2), nn.Linear(2, 1)))
+    other.load_state_dict(state)
+    assert [m.training for m in other.model] == [True, False, True]
+    assert [p.requires_grad for p in other.model.parameters()] == [False, False, True, True, True, True]
+    assert other.model[2].weight.grad.tolist() == [[3.0, 3.0]]
+    assert other.model[2].bias.grad is None
+
+
+def test_a_state_is_a_copy_that_training_does_not_move():
+    learn = fitted()
+    state = learn.state_dict()
+    before = repr(state)
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1)
+    assert repr(state) == before
+
+
+def test_loading_makes_the_optimizer_where_there_is_none_yet():
+    state = fitted().state_dict()
+    other = learner(opt_func=Adam, default_cbs=True)
+    other.load_state_dict(state)
+    assert repr(other.opt.state_dict()) == repr(unplain(state["opt"]))
+
+
+# What is refused, and leaves everything as it was
+
+
+def refused(learn, state, match):
+    before = repr(learn.state_dict()["model"]), learn.opt, repr(learn.opt and learn.opt.state_dict())
+    random_before = torch.get_rng_state()
+    with pytest.raises(ValueError, match=match):
+        learn.load_state_dict(state)
+    after = repr(learn.state_dict()["model"]), learn.opt, repr(learn.opt and learn.opt.state_dict())
+    assert after == before
+    assert torch.equal(torch.get_rng_state(), random_before)
+    with pytest.raises(RuntimeError, match="nothing to resume"):
+        learn.resume()
+
+
+def test_a_model_with_other_names_is_refused():
+    state = learner().state_dict()
+    refused(learner(model=nn.Sequential(nn.Linear(1, 1))), state, "`weight` saved but not in the model")
+    refused(learner(model=nn.Sequential(nn.Linear(1, 1))), state, "`0.bias` in the model but not saved")
+
+
+def test_a_model_with_other_shapes_is_refused():
+    refused(learner(model=nn.Linear(3, 1)), learner().state_dict(), r"`weight` is \[1, 1\] saved and \[1, 3\] here")
+
+
+def test_a_model_with_other_modules_is_refused():
+    state = learner(model=nn.Sequential(nn.Linear(1, 1), nn.ReLU())).state_dict()
+    refused(learner(model=nn.Sequential(nn.Linear(1, 1))), state, "3 modules saved, 2 here")
+
+
+def test_a_state_of_a_callback_that_is_not_there_is_refused():
+    state = learner(Keeps(1)).state_dict()
+    refused(learner(), state, "callback Keeps has a saved state but is not on the learner: add it first")
+
+
+def test_a_second_callback_of_a_class_that_is_not_there_is_refused():
+    state = learner([Keeps(1), Keeps(2)]).state_dict()
+    refused(learner(Keeps(3)), state, "callback Keeps has a saved state but is not on the learner")
+
+
+@pytest.mark.parametrize("opt_func", [SGD, torch.optim.AdamW])
+def test_the_state_of_another_kind_of_optimizer_is_refused(opt_func):
+    state = fitted().state_dict()
+    named = {SGD: "SGD", torch.optim.AdamW: "OptimWrapper of AdamW"}[opt_func]
+    refused(learner(opt_func=opt_func, default_cbs=True), state, f"the optimizer is Adam saved and {named} here")
+
+
+def test_an_optimizer_with_other_groups_is_refused():
+    state = fitted().state_dict()
+    split = learner(opt_func=Adam, default_cbs=True, splitter=lambda m: [[m.weight], [m.bias]])
+    refused(split, state, "the state has 1 parameter groups, this optimizer 2")
+
+
+@pytest.mark.parametrize("state", [None, {}, {"model": {}}, [1], {"version": 99}])
+def test_what_is_no_state_is_refused(state):
+    refused(learner(), state, "this is no state of a learner: `load_state_dict` takes what `state_dict")
+
+
+def test_loading_during_a_run_is_refused():
+    learn = learner()
+    learn.add_cb(Callback(after_batch=lambda cb: cb.learn.load_state_dict({})))
+    with pytest.raises(RuntimeError, match="`load_state_dict` was called while a run is active"):
+        learn.fit(1)
+
+
+# Elsewhere
+
+
+def test_another_process_goes_on_with_the_very_numbers(tmp_path):
+    def new():
+        learn = learner(dls=loaders(4, 2, shuffle=True), default_cbs=True)
+        learn.logger, learn.create_mbar = (lambda row: None), False
+        return learn
+
+    stopped = new()
+    stopped.add_cb(Callback(after_batch=lambda cb: cb.train_iter == 6 and signal.raise_signal(signal.SIGINT)))
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(3)
+    torch.save(stopped.state_dict(), tmp_path / "state")
+    script = f"""
+import torch
+from tests.toys import learner, loaders, weights
+learn = learner(dls=loaders(4, 2, shuffle=True), default_cbs=True)
+learn.load_state_dict(torch.load({str(tmp_path / "state")!r}, weights_only=True))
+learn.resume()
+print(weights(learn).tolist(), learn.recorder.raw_losses)
+"""
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    whole = new()
+    whole.fit(3)
+    assert done.stdout.splitlines()[-1] == f"{weights(whole).tolist()} {whole.recorder.raw_losses}"
+
+
+def test_a_function_as_a_model_has_a_state_too():
+    learn = Learner(loaders(), lambda x: x, nn.MSELoss(), default_cbs=False)
+    learn.fit(1)
+    learn.load_state_dict(through_a_file(learn.state_dict()))
+    assert learn.train_iter == 2
