@@ -175,8 +175,14 @@ def _plain_batches(dl: DataLoader, key: Key, start: int) -> Iterator[Any]:
     finally:
         if is_whole and dl.persistent_workers:
             _standing[dl] = rebuilt, order_there
-        elif hasattr(stream, "_shutdown_workers"):
-            stream._shutdown_workers()
+        else:
+            end_workers(stream)
+
+
+def end_workers(stream: Any) -> None:
+    """Ends the workers behind a torch loader's iterator, where it has any."""
+    if hasattr(stream, "_shutdown_workers"):
+        stream._shutdown_workers()
 
 
 def _order(dl: DataLoader, key: Key) -> list[Any]:

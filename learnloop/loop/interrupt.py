@@ -1,19 +1,35 @@
 """Ctrl-C as a stop button: the first one is kept until the next batch boundary, the second raises at once."""
 
+import multiprocessing.queues
 import os
+import queue
 import signal
 import sys
 import threading
 from types import CodeType, FrameType
 from typing import Any
 
-#: Functions that a second Ctrl-C must not cut: it is raised when they end.
-_UNCUT: set[CodeType] = set()
+from torch.utils.data import DataLoader
+
+#: Functions that a second Ctrl-C must not cut. Beside our own, those of the standard library and of torch that take a
+#: lock or start processes: cut inside, they leave what nobody can close any more, and ending the workers waits forever.
+_UNCUT: set[CodeType] = {f.__code__ for f in (multiprocessing.queues.Queue.put, DataLoader._get_iterator)}
+
+#: The same, but not for what they call.
+_UNCUT_ON_TOP: set[CodeType] = {
+    f.__code__ for f in (threading.Condition.__enter__, multiprocessing.queues.Queue.get, queue.Queue.get)
+}
 
 
 def uncut(function: Any) -> Any:
-    """Marks a function that a second Ctrl-C waits for."""
+    """Marks a function that a second Ctrl-C waits for: it is raised at the end of the next cleanup."""
     _UNCUT.add(function.__code__)
+    return function
+
+
+def uncut_on_top(function: Any) -> Any:
+    """Marks a function whose own few instructions a second Ctrl-C waits for, but not what they call."""
+    _UNCUT_ON_TOP.add(function.__code__)
     return function
 
 
@@ -73,11 +89,11 @@ def cut_short(learn: Any) -> KeyboardInterrupt:
 
 
 def _must_wait(frame: FrameType | None) -> bool:
-    """Whether a cleanup is running, or the few instructions of a span between its end and its cleanup."""
-    if frame is not None and frame.f_code in _UNCUT:
+    """Whether a cleanup is running, or what else must not be cut."""
+    if frame is not None and frame.f_code in _UNCUT_ON_TOP:
         return True
     while frame is not None:
-        if frame.f_code in _UNCUT and frame.f_code.co_name != "run_span":
+        if frame.f_code in _UNCUT:
             return True
         frame = frame.f_back
     return False

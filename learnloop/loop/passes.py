@@ -5,10 +5,12 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
-from learnloop.data.keyed import Key, batches, is_keyed, is_list, mix, random_states, set_random_states
+from learnloop.data.keyed import Key, batches, end_workers, is_keyed, is_list, mix, random_states, set_random_states
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.interrupt import uncut
 from learnloop.loop.notes import add_note
+
+uncut(end_workers)
 
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
@@ -110,10 +112,10 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
 @uncut
 def close(stream: Any) -> None:
     """Ends a generator, or the workers of a torch loader that are not meant to live on."""
-    if hasattr(stream, "_shutdown_workers") and not getattr(stream, "_persistent_workers", False):
-        stream._shutdown_workers()
-    elif hasattr(stream, "close"):
+    if hasattr(stream, "close"):
         stream.close()
+    elif not getattr(stream, "_persistent_workers", False):
+        end_workers(stream)
 
 
 def check_not_empty(learn: Any) -> None:

@@ -15,7 +15,7 @@ from learnloop.loop.cancel import (
     CancelValidException,
 )
 from learnloop.loop.dispatch import calls_handlers, owner_of
-from learnloop.loop.interrupt import cut_short, uncut
+from learnloop.loop.interrupt import cut_short, uncut, uncut_on_top
 from learnloop.loop.notes import add_note, first_of, in_cleanup
 
 uncut(add_note)  # it runs between an error and its cleanup
@@ -51,7 +51,7 @@ STEP = Span("step", CancelStepException, innermost=True)
 SPANS = (FIT, EPOCH, TRAIN, VALIDATE, BATCH, BACKWARD, STEP)
 
 
-@uncut
+@uncut_on_top  # between the end of a span and its cleanup
 def run_span(
     learn: Any,
     span: Span,

@@ -1,5 +1,7 @@
 """Ctrl-C during a fit: where it stops, what still runs, what leaves, and who is left alone."""
 
+import multiprocessing
+import multiprocessing.queues
 import os
 import signal
 import subprocess
@@ -490,3 +492,22 @@ def test_a_notebook_cell_that_is_interrupted_shows_one_line(kernel):
     shown = next_message(client, "error")
     assert (shown["ename"], len(shown["traceback"])) == ("KeyboardInterrupt", 1)
     assert shown["traceback"][0].startswith("KeyboardInterrupt: stopped ")
+
+
+def test_the_second_ctrl_c_waits_for_a_lock_of_the_workers_queue_to_be_given_back():
+    held = []
+
+    class Queue(multiprocessing.queues.Queue):
+        def __init__(self):
+            super().__init__(ctx=multiprocessing.get_context())
+
+        def _start_thread(self):  # `put` calls it with the lock in hand
+            press_twice()
+            held.append("went on")
+            super()._start_thread()
+
+    queue = Queue()
+    interrupt = stopped(learner(Once("after_pred", lambda cb: queue.put(1))), 1)
+    queue.close()
+    assert held == ["went on"]
+    assert "second Ctrl-C" in str(interrupt)
