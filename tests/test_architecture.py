@@ -283,7 +283,17 @@ def test_that_test_is_there(attribute):
 
 def test_every_test_file_stands_where_its_module_stands():
     """tests/loop/test_spans.py tests learnloop/loop/spans.py."""
-    of_the_whole = {"schedule_verbs", "architecture", "event_trace", "packaging", "readme", "notebooks", "lessons", "overhead", "main"}
+    of_the_whole = {
+        "schedule_verbs",
+        "architecture",
+        "event_trace",
+        "packaging",
+        "readme",
+        "notebooks",
+        "lessons",
+        "overhead",
+        "main",
+    }
     for file in (ROOT / "tests").rglob("test_*.py"):
         parts = file.relative_to(ROOT / "tests").with_suffix("").parts
         name = ".".join([*parts[:-1], parts[-1].removeprefix("test_")])
