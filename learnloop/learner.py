@@ -21,6 +21,7 @@ from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed
 from learnloop.loop.callback import Callback, nearest
+from learnloop.loop.dispatch import listed
 from learnloop.loop.events import LOOP
 from learnloop.loop.fits import FitCall, run_fit, run_trial
 from learnloop.loop.runs import end_run, run_beside
@@ -82,7 +83,7 @@ class Learner(TrainingLoop):
         self.path, self.model_dir = Path(path if path is not None else getattr(dls, "path", ".")), model_dir
         self.opt, self.logger, self.create_mbar = None, print, True
         self.metrics = metrics
-        self.add_cbs([*(defaults.callbacks if default_cbs else []), *_listed(cbs)])
+        self.add_cbs([*(defaults.callbacks if default_cbs else []), *listed(cbs)])
         self("after_create")
 
     @property
@@ -92,7 +93,7 @@ class Learner(TrainingLoop):
 
     @metrics.setter
     def metrics(self, metrics: Any) -> None:
-        self._metrics: L = L(mk_metric(m) for m in _listed(metrics))
+        self._metrics: L = L(mk_metric(m) for m in listed(metrics))
 
     @property
     def smooth_loss(self) -> torch.Tensor:
@@ -207,7 +208,7 @@ class Learner(TrainingLoop):
         self._fit_with(scheds, cbs, sum(lengths), wd=wd, start_epoch=start_epoch)
 
     def _fit_with(self, scheds: dict[str, Any], cbs: Any, n_epoch: int | None, **kwargs: Any) -> None:
-        self.fit(n_epoch, cbs=[ParamScheduler(scheds), *_listed(cbs)], **kwargs)
+        self.fit(n_epoch, cbs=[ParamScheduler(scheds), *listed(cbs)], **kwargs)
 
     def _rates(self, lr: Any, reset_opt: bool) -> np.ndarray:
         """A rate per group, of a new optimizer where there is none or a new one is asked for; None: the learner's."""
@@ -480,12 +481,6 @@ def _is_of_torch(opt_func: Any) -> bool:
 
 def _is_list(thing: Any) -> bool:
     return isinstance(thing, (list, tuple, L)) or (hasattr(thing, "__iter__") and not isinstance(thing, torch.Tensor))
-
-
-def _listed(things: Any) -> list[Any]:
-    if things is None:
-        return []
-    return list(things) if isinstance(things, (list, tuple, L, set)) else [things]
 
 
 def _suggestion(found: dict[str, Any]) -> Any:

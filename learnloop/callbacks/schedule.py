@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+from learnloop.data.keyed import length
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelEpochException
 
@@ -30,7 +31,7 @@ class ParamScheduler(Callback):
         """Refuses a schedule that can never act: of an unknown hyper, or over an unknown length."""
         self.hps: dict[str, list[float]] = {name: [] for name in self.scheds}
         learn = self.learn
-        if learn.n_step is None and learn.dls is not None and _has_no_length(learn._loader(0)):
+        if learn.n_step is None and learn.dls is not None and length(learn._loader(0)) is None:
             raise ValueError(
                 "a schedule needs to know how long the training is, and the training loader has no length. "
                 "Say how many updates to make: `fit(n_step=…)`."
@@ -71,13 +72,6 @@ def _check_hypers(names: Iterable[str], opt: Any) -> None:
                 + (f" Did you mean `{near[0]}`?" if near else "")
                 + f" If a stepper of yours reads it, create it first: `learn.opt.set_hyper({name!r}, …)`."
             )
-
-
-def _has_no_length(dl: Any) -> bool:
-    try:
-        return len(dl) is None
-    except (TypeError, NotImplementedError):
-        return True
 
 
 class SkipToEpoch(Callback):

@@ -134,7 +134,7 @@ class Dispatcher:
             self._rebuild()
 
     def _find(self, cbs: Any) -> list[Callback]:
-        wanted = _listed(cbs)
+        wanted = listed(cbs)
         return [cb for cb in self.cbs if any(cb is w or (isinstance(w, type) and isinstance(cb, w)) for w in wanted)]
 
     def _assign_attribute(self, name: str) -> None:
@@ -251,7 +251,7 @@ def calls_handlers(function: Any) -> Any:
 
 def instances(cbs: Any) -> list[Callback]:
     """Callbacks from one, several, or classes; TypeError for anything else."""
-    made = [cb() if isinstance(cb, type) and issubclass(cb, Callback) else cb for cb in _listed(cbs)]
+    made = [cb() if isinstance(cb, type) and issubclass(cb, Callback) else cb for cb in listed(cbs)]
     for cb in made:
         if not isinstance(cb, Callback):
             hint = " Derive the class from `Callback`." if isinstance(cb, type) or _has_handlers(cb) else ""
@@ -263,10 +263,11 @@ def _has_handlers(thing: Any) -> bool:
     return any(hasattr(thing, name) for name in EVENTS)
 
 
-def _listed(cbs: Any) -> list[Any]:
-    if cbs is None:
+def listed(things: Any) -> list[Any]:
+    """None, one thing or several, as a list."""
+    if things is None:
         return []
-    return list(cbs) if isinstance(cbs, (list, tuple, L, set, types.GeneratorType)) else [cbs]
+    return list(things) if isinstance(things, (list, tuple, L, set, types.GeneratorType)) else [things]
 
 
 def _handlers(cb: Callback) -> Iterator[tuple[str, Handler]]:
