@@ -2,11 +2,16 @@
 
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
+from learnloop.checkpoint import FileDamaged, load_model, save_model
 from learnloop.data import datasets
+from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, to_detach, to_device, to_float, to_half
 from learnloop.data.loaders import DataLoaders, TensorLoader
+from learnloop.data.tensors import to_concat, to_np
+from learnloop.export import load_learner
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import (
@@ -37,6 +42,7 @@ from learnloop.losses import (
     reduce_loss,
     unreduced,
 )
+from learnloop.machine import num_distrib, rank_distrib
 from learnloop.metrics import (
     AvgLoss,
     AvgMetric,
@@ -48,6 +54,7 @@ from learnloop.metrics import (
     flatten_check,
     mk_metric,
 )
+from learnloop.modules import flatten_model, has_params, total_params
 from learnloop.optim.algorithms import SGD, Adam
 from learnloop.optim.groups import norm_bias_params, params, trainable_params
 from learnloop.optim.optimizer import Optimizer
@@ -87,6 +94,7 @@ from learnloop.scores import (
     rmse,
     top_k_accuracy,
 )
+from learnloop.seeds import set_seed
 from learnloop.sklearn_scores import (
     APScoreBinary,
     APScoreMulti,
@@ -157,8 +165,11 @@ __all__ = [
     "F1ScoreMulti",
     "FBeta",
     "FBetaMulti",
+    "FetchPredsCallback",
+    "FileDamaged",
     "FocalLoss",
     "FocalLossFlat",
+    "GatherPredsCallback",
     "HammingLoss",
     "HammingLossMulti",
     "Jaccard",
@@ -211,31 +222,50 @@ __all__ = [
     "combine_scheds",
     "combined_cos",
     "datasets",
+    "default_device",
     "defaults",
     "error_rate",
     "event",
     "exp_rmspe",
+    "find_bs",
     "flatten_check",
+    "flatten_model",
     "foreground_acc",
+    "get_model",
+    "has_params",
+    "load_learner",
+    "load_model",
     "mae",
     "minimum",
     "mk_metric",
     "mse",
     "msle",
     "norm_bias_params",
+    "num_distrib",
     "optim_metric",
     "params",
+    "rank_distrib",
     "reduce_loss",
     "rmse",
+    "save_model",
     "sched_cos",
     "sched_exp",
     "sched_lin",
     "sched_no",
+    "set_seed",
     "skm_to_fastai",
     "skm_to_learnloop",
     "slide",
     "steep",
+    "to_concat",
+    "to_cpu",
+    "to_detach",
+    "to_device",
+    "to_float",
+    "to_half",
+    "to_np",
     "top_k_accuracy",
+    "total_params",
     "trainable_params",
     "unreduced",
     "valley",

@@ -1,7 +1,25 @@
-"""For cells: `from learnloop.all import *` brings every public name, and torch, nn, F, np, plt, partial, Path."""
+"""For cells: `from learnloop.all import *` brings every public name, and torch, nn, F, np, plt, partial, Path.
 
+With them come the helpers and the parts of the standard library that callbacks written for fastai take from its own
+star import.
+"""
+# ruff: noqa: F401  (what is imported here is there to be imported from here)
+
+import json
+import math
+import os
+import random
+import re
+import time
+import warnings
+from collections import defaultdict
+from collections.abc import Callable
+from contextlib import contextmanager
+from copy import copy, deepcopy
 from functools import partial
 from pathlib import Path
+from typing import Any, Optional
+from warnings import warn
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -10,18 +28,17 @@ import torch.nn.functional as F
 from fastcore.basics import camel2snake, detuplify, first, ifnone, listify, noop, patch, range_of, store_attr, tuplify
 from fastcore.foundation import L
 from fastcore.meta import delegates
-from torch import Tensor, nn, tensor
+from fastcore.xtras import is_listy, join_path_file
+from torch import Tensor, nn
 
 import learnloop as ll
-from learnloop.data.batches import default_device, find_bs, to_cpu, to_detach, to_device, to_float, to_half
+from learnloop.data.tensors import tensor, unsqueeze
+from learnloop.machine import ismin_torch, notmax_torch
+from learnloop.modules import Module, one_param
 from learnloop.optim.schedules import even_mults
 
+TensorBase = Tensor  # callbacks written for fastai know it under this name
+bn_bias_params = ll.norm_bias_params  # its name in early versions of fastai
 globals().update({name: getattr(ll, name) for name in ll.__all__})
-TensorBase = Tensor  # the name under which callbacks written for fastai know it
 
-_helpers = (
-    *(partial, Path, plt, np, torch, F, nn, Tensor, tensor, L, delegates, camel2snake, detuplify, first, ifnone),
-    *(listify, noop, patch, range_of, store_attr, tuplify, default_device, find_bs, to_cpu, to_detach, to_device),
-    *(to_float, to_half, even_mults, TensorBase, ll),
-)
-__all__ = sorted({*ll.__all__, *(name for name, value in globals().items() if any(value is h for h in _helpers))})
+__all__ = sorted(name for name in globals() if not name.startswith("_"))

@@ -2,7 +2,7 @@
 
 from collections import namedtuple
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,11 +15,15 @@ from fastcore.foundation import L
 
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.predictions import GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler
+from learnloop.checkpoint import load_model, save_model, weights_path
 from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed
+from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
+from learnloop.export import export
 from learnloop.loop.callback import Callback, nearest
 from learnloop.loop.dispatch import listed
 from learnloop.loop.events import LOOP
@@ -28,6 +32,7 @@ from learnloop.loop.runs import end_run, run_beside
 from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
 from learnloop.loop.state import capture_or_point, restore
 from learnloop.loop.training_loop import TrainingLoop
+from learnloop.losses import unreduced
 from learnloop.metrics import mk_metric
 from learnloop.optim.algorithms import Adam
 from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_params
@@ -312,11 +317,14 @@ class Learner(TrainingLoop):
 
     def validate(
         self,
-        ds_idx: int = 1,  # which loader of `dls`
+        ds_idx: int | str = 1,  # which loader of `dls`, by number or name
         dl: Any = None,  # another loader
         cbs: Any = None,  # callbacks for this run only
     ) -> Any:
-        """Loss and metrics on a loader, an `L`; moves nothing of the training: counters, record, modes, randomness."""
+        """Loss and metrics on a loader, an `L`; moves nothing of the training: counters, record, modes, randomness.
+
+        A metric that is `on="train"` is left out.
+        """
         loader = self._loader(ds_idx) if dl is None else dl
         if loader is None:
             raise ValueError("there is no validation loader: pass one to DataLoaders, or `validate(dl=…)`.")
@@ -324,20 +332,94 @@ class Learner(TrainingLoop):
         records: list[Any] = []
 
         def body() -> None:
-            self._do_epoch_validate(ds_idx, loader)
+            self._do_epoch_validate(ds_idx, dl)
             records.append(self.__dict__.get("final_record"))
 
         with self.no_logging(), self.no_mbar():
             self._run_beside("validate", cbs, body)
         return records[0] if records else None
 
-    def _run_beside(self, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+    def get_preds(
+        self,
+        ds_idx: Any = 1,  # which loader of `dls`, read once without shuffling or dropping anything
+        dl: Any = None,  # another loader, or a list of batches
+        with_input: bool = False,
+        with_decoded: bool = False,  # what `loss_func.decodes` makes of the predictions, such as classes
+        with_loss: bool = False,  # one number per sample
+        act: Callable[[Any], Any] | None = None,  # applied to the model's outputs; None: `loss_func.activation`
+        inner: bool = False,  # no fit and epoch around it; inside a run there are none anyway
+        reorder: bool = True,  # in the order of the dataset; False: in that of the loader
+        cbs: Any = None,  # callbacks for this run only
+        **kwargs: Any,  # of GatherPredsCallback: save_preds save_targs with_preds with_targs concat_dim
+    ) -> tuple[Any, ...]:
+        """Predictions and targets, in host memory: `([inputs], preds, targets, [decoded], [losses])`.
+
+        To stream to disk, `get_preds(save_preds=folder, with_preds=False, with_targs=False)`: a file per batch, of what
+        the model gave before `act`, and None in place of what is not kept. Moves nothing of the training. Batches that
+        cannot be joined, as those of different lengths, come as an `L` of samples.
+        """
+        loader = self._loader(ds_idx) if dl is None else dl
+        if loader is None:
+            raise ValueError("there is no validation loader: pass one to DataLoaders, or `get_preds(dl=…)`.")
+        self._check_wanted(with_loss, with_decoded, kwargs.get("with_preds", True))
+        gather = GatherPredsCallback(with_input, with_loss, **kwargs)
+        orders: list[Any] = []
+
+        def body() -> None:
+            once_each, order = once(loader, in_order=reorder)
+            orders.append(order)
+            self._do_epoch_validate(dl=once_each)
+
+        with self.no_logging(), self.no_mbar(), self.loss_not_reduced() if with_loss else nullcontext():
+            self._run_beside("predict", [*listed(cbs), gather], body, spans=not inner)
+        parts = {"inputs": gather.inputs, "preds": gather.preds, "targets": gather.targets, "losses": gather.losses}
+        if reorder and orders and orders[0] is not None:
+            indices = [i for n in gather.batches for i in orders[0][n]]
+            parts = {
+                k: in_dataset_order(v, indices, 0 if k == "losses" else gather.concat_dim) for k, v in parts.items()
+            }
+        return self._finished(parts, act, with_input, with_decoded, with_loss)
+
+    def _check_wanted(self, with_loss: bool, with_decoded: bool, with_preds: bool) -> None:
+        if with_loss and self.loss_func is None:
+            raise ValueError("`with_loss` needs a loss per sample, but `loss_func` is None: the model reduces its own.")
+        if with_decoded and not with_preds:
+            raise ValueError("`with_decoded` decodes what is kept; leave out `with_preds=False`.")
+
+    def _finished(self, parts: dict[str, Any], act: Any, with_input: bool, with_decoded: bool, with_loss: bool) -> Any:
+        preds = parts["preds"]
+        act = getattr(self.loss_func, "activation", noop) if act is None else act
+        preds = None if preds is None else act(preds)
+        found = [parts["inputs"]] if with_input else []
+        found += [preds, parts["targets"]]
+        if with_decoded:
+            found.append(None if preds is None else getattr(self.loss_func, "decodes", noop)(preds))
+        return tuple([*found, parts["losses"]] if with_loss else found)
+
+    def predict(
+        self,
+        item: Any,  # one sample's input, as the dataset gives it; a tuple of several inputs, or a mapping
+        with_input: bool = False,
+    ) -> tuple[Any, ...]:
+        """The prediction for one item: `([input], label, decoded, pred)`; the label is read from `dls.vocab` if any."""
+        batch = one_item_batch(self.dls, item)
+        with self.no_bar():
+            inputs, preds, _, decoded = self.get_preds(dl=batch, with_input=True, with_decoded=True)
+        found = first_sample(decoded), first_sample(preds)
+        label = label_of(getattr(self.dls, "vocab", None), found[0])
+        return (first_sample(inputs), label, *found) if with_input else (label, *found)
+
+    def loss_not_reduced(self) -> AbstractContextManager[Any]:
+        """A context in which `loss_func` gives one value per target, not their mean."""
+        return unreduced(self.loss_func, partial(setattr, self, "loss_func"))
+
+    def _run_beside(self, task: str, cbs: Any, body: Callable[[], Any], spans: bool = True) -> None:
         def seeded() -> None:
             self.__dict__.pop("final_record", None)
             self._data_seed = draw_seed()
             body()
 
-        run_beside(self, task, cbs, seeded)
+        run_beside(self, task, cbs, seeded, spans)
 
     def __enter__(self) -> "Learner":
         """Enters the fit and epoch spans by hand: `with learn: …`."""
@@ -401,6 +483,60 @@ class Learner(TrainingLoop):
             self.opt = former
             raise
         self._point, self._call = state if state["counters"] else None, None
+
+    # Files
+
+    def save(
+        self,
+        file: str | Path,  # `.pth` is added; below `path`/`model_dir` unless absolute
+        with_opt: bool = True,  # the optimizer's state too, if there is an optimizer
+    ) -> Path:
+        """Writes the weights to a file, whole or not at all, and returns its path.
+
+        An OSError names path and reason, a TypeError what cannot be stored; an earlier file is then as it was.
+        """
+        path = weights_path(self, file)
+        save_model(path, self.model, self.opt, with_opt)
+        return path
+
+    def load(
+        self,
+        file: str | Path,  # of `save`; or one that ends in `.safetensors`, below `path`, where `export` puts it
+        device: Any = None,  # where tensors are put while they are read; None: host memory
+        with_opt: bool | None = None,  # True: the optimizer's state must be there and fit; None: if so, else warn
+        strict: bool = True,  # False: names that only one side has are left out
+    ) -> "Learner":
+        """Reads weights and optimizer state into the learner, and returns it. No code of the file is run.
+
+        FileNotFoundError, `FileDamaged`, or a ValueError that says what does not fit; then nothing has changed.
+        """
+        former = self.opt
+        if former is None:
+            self.create_opt()
+        try:
+            load_model(weights_path(self, file), self.model, self.opt, with_opt, device, strict)
+        except BaseException:
+            self.opt = former
+            raise
+        return self
+
+    def export(
+        self,
+        fname: str | Path | None = None,  # below `path`; None: `export` with the ending of the format
+        format: str | None = None,  # 'pickle', 'safetensors' or 'pt2'; None: by the ending, else 'pickle'
+        example: Any = None,  # for pt2, a batch as the loaders give it; None: the first one for training
+        pickle_module: Any = None,  # None: cloudpickle where it is installed, else pickle
+        pickle_protocol: int = 2,
+    ) -> Path:
+        """Writes the learner without its data to a file, whole or not at all, and returns its path.
+
+        `pickle`: the learner with empty loaders and without an optimizer, for `load_learner(…, trusted=True)`.
+        `safetensors`: weights and a description in strings of JSON, for `learn.load`, which cannot run code.
+        `pt2`: the model in eval mode as a program for batches of any size, read by `torch.export.load` without any of
+        our code. From a file written here that unpickles nothing, but it would what a forged one holds.
+        TypeError that names what cannot be stored. The learner stays as it is.
+        """
+        return export(self, fname, format, example, pickle_module, pickle_protocol)
 
     # Showing
 

@@ -1,7 +1,7 @@
 """Metrics: numbers over an epoch, built up batch by batch without waiting for the accelerator."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from numbers import Real
 from typing import Any
 
@@ -32,7 +32,12 @@ Number = Tensor | float
 
 
 class Metric:
-    """One number over the batches of an epoch. A subclass fills in `reset`, `accumulate` and `value`."""
+    """One number over the batches of an epoch. A subclass fills in `reset`, `accumulate` and `value`.
+
+    The Recorder resets it at the start of each phase, and at the end of the epoch, so that nothing stays alive in it.
+    """
+
+    on: str | None = None  # computed on the batches of: 'train', 'valid' or 'both'; None: as the Recorder says
 
     def reset(self) -> None:
         """Forget everything: a new epoch begins."""
@@ -238,11 +243,33 @@ class ForeignMetric(Metric):
         _load_foreign_state(self.metric, state["metric"])
 
 
-def mk_metric(m: Any) -> Metric:
+def mk_metric(
+    m: Any,
+    on: str | None = None,  # the phase that it is computed in: 'train', 'valid' or 'both'; None: as the metric says
+) -> Metric:
     """A metric from what a user wrote: a Metric, a torchmetrics object, a class of these, or a function.
 
     A function of `(pred, *yb)` is averaged over items, unless it has an `as_metric` that makes a metric of it.
     """
+    made = _made(m)
+    if on is not None:
+        made.on = on
+    check_on(made)
+    return made
+
+
+def check_on(metric: Metric) -> None:
+    """ValueError for a metric that is on no phase."""
+    if metric.on not in (None, "train", "valid", "both"):
+        raise ValueError(f'metric `{metric.name}` is on={metric.on!r}; pass "train", "valid", "both" or None.')
+
+
+def of_phase(metrics: Iterable[Metric], phase: str, by_default: bool) -> list[Metric]:
+    """The metrics computed in 'train' or 'valid': those that say so, and `by_default` those that say nothing."""
+    return [m for m in metrics if m.on in (phase, "both") or (m.on is None and by_default)]
+
+
+def _made(m: Any) -> Metric:
     made = m() if isinstance(m, type) else m
     if isinstance(made, Metric):
         return made

@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 
 __all__ = ["plot_losses", "plot_rates", "plot_schedules", "subplots"]
 
-RAW, TRAIN, VALID, GUIDE = "#9db4cc", "#1f5a94", "#d9622b", "#8a8a8a"
-MARKS = (("#d9622b", "o"), ("#2e8b57", "s"), ("#8a4fbf", "D"), ("#c9a227", "^"))  # color and shape of suggestions
+RAW, TRAIN, GUIDE = "#9db4cc", "#1f5a94", "#8a8a8a"
+#: Color and shape of suggestions, and of the losses of validation sets.
+MARKS = (("#d9622b", "o"), ("#2e8b57", "s"), ("#8a4fbf", "D"), ("#c9a227", "^"))
 
 
 def subplots(n: int, cols: int = 2, figsize: tuple[float, float] | None = None) -> tuple[Figure, list[Axes]]:
@@ -35,13 +36,16 @@ def plot_losses(
     losses: Sequence[float],  # one per training batch
     smooth: Sequence[float] | None = None,  # the same, smoothed; None: the losses themselves are the line
     valid_iters: Sequence[int] = (),  # training batches done at each validation
-    valid_losses: Sequence[float | None] = (),  # None where an epoch has none
+    valid_losses: Sequence[float | None] | Mapping[str, Sequence[float | None]] = (),  # None where an epoch has none
     *,
     skip_start: int = 5,  # batches left out at the beginning, where losses are far off
     log: bool = False,  # both axes
     epoch_iters: Sequence[int] = (),  # batches done at the end of each epoch: a dotted line there
 ) -> Axes:
-    """The learning curve: raw losses behind, the smoothed ones as a line, validation losses as joined points."""
+    """The learning curve: raw losses behind, the smoothed ones as a line, validation losses as joined points.
+
+    Of several validation sets `valid_losses` maps the name to the losses.
+    """
     if ax is None:
         import matplotlib.pyplot as plt
 
@@ -52,11 +56,12 @@ def plot_losses(
     ax.plot(steps, (losses if smooth is None else smooth)[skip_start:], color=TRAIN, lw=2, label="train", zorder=3)
     for n in epoch_iters:
         ax.axvline(n, color=GUIDE, ls=":", lw=1, zorder=1)
-    points = [(n, loss) for n, loss in zip(valid_iters, valid_losses, strict=True) if loss is not None]
-    points = [(n, loss) for n, loss in points if n >= skip_start]
-    if len(valid_iters):
+    sets = valid_losses if isinstance(valid_losses, Mapping) else {"valid": valid_losses}
+    for (name, of_set), (color, marker) in zip(sets.items(), cycle(MARKS)) if len(valid_iters) else ():
+        points = [(n, loss) for n, loss in zip(valid_iters, of_set, strict=True) if loss is not None]
+        points = [(n, loss) for n, loss in points if n >= skip_start]
         x, y = zip(*points, strict=True) if points else ((), ())
-        ax.plot(x, y, color=VALID, lw=1.5, marker="o", ms=5, mec="white", mew=0.8, label="valid", zorder=4)
+        ax.plot(x, y, color=color, lw=1.5, marker=marker, ms=5, mec="white", mew=0.8, label=name, zorder=4)
     if log:
         ax.set_xscale("log")
         ax.set_yscale("log")

@@ -16,17 +16,17 @@ PACKAGE = ROOT / "learnloop"
 #: From the bottom to the top: a module imports only from rows above its own in this list. A folder stands for those of
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
-    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  losses  plots",
-    "loop.ordering  loop.kept  loop.notes  data.keyed  metrics  optim.optimizer",
+    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  losses  plots  machine  modules  seeds",
+    "loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  optim.optimizer",
     "data.loaders  optim  scores",
-    "loop.callback  sklearn_scores",
+    "loop.callback  sklearn_scores  data.once",
     "loop.interrupt  loop.state  loop.dispatch",
     "loop.spans  loop.current",
     "loop.passes  loop.runs",
     "loop.fits",
     "loop.training_loop",
-    "callbacks.modes  callbacks.recorder  callbacks.schedule",
-    "callbacks",
+    "callbacks.modes  callbacks.recorder  callbacks.schedule  checkpoint",
+    "callbacks  export",
     "learner",
     "learnloop  testing",
     "all  __main__",
@@ -285,11 +285,14 @@ def test_every_test_file_stands_where_its_module_stands():
     """tests/loop/test_spans.py tests learnloop/loop/spans.py."""
     of_the_whole = {
         "schedule_verbs",
+        "validation_sets",
         "architecture",
+        "data_from_the_field",
         "event_trace",
         "packaging",
         "readme",
         "notebooks",
+        "wild_callbacks",
         "lessons",
         "overhead",
         "main",

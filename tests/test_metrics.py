@@ -282,6 +282,27 @@ def test_mk_metric_names_what_is_no_metric(wrong):
         mk_metric(wrong)
 
 
+@pytest.mark.parametrize("on", ["train", "valid", "both"])
+def test_mk_metric_may_say_in_which_phase_a_metric_is_computed(on):
+    assert mk_metric(accuracy, on=on).on == on
+    made = AvgLoss()
+    assert mk_metric(made, on=on) is made and made.on == on
+    assert mk_metric(made).on == on
+
+
+def test_a_metric_that_says_nothing_is_computed_where_the_recorder_says():
+    assert mk_metric(accuracy).on is None
+
+
+def test_mk_metric_names_a_phase_that_is_none():
+    with pytest.raises(ValueError, match='metric `accuracy` is on=\'eval\'; pass "train", "valid", "both" or None'):
+        mk_metric(accuracy, on="eval")
+
+
+def test_where_a_metric_is_computed_is_no_part_of_its_state():
+    assert "on" not in mk_metric(accuracy, on="both").state_dict()
+
+
 def test_a_value_metric_is_computed_when_it_is_read():
     seen = []
     metric = ValueMetric(lambda: len(seen))

@@ -98,6 +98,8 @@ class ProgressCallback(Callback):
         recorder = self.learn.__dict__.get("recorder")
         if self.learn.training and recorder is not None and recorder.smooth_loss.count:
             bar.comment = f"{float(recorder.smooth_loss.value):.4f}"
+        elif self.learn.dl_name not in (None, "train", "valid"):
+            bar.comment = self.learn.dl_name
         bar.last_v = -bar.wait_for  # its own throttle counts batches, ours is the clock
         bar.update(done if total is None else min(done, total - 1))  # at its total it would close itself
         self._next_draw = time.perf_counter() + DRAW_EVERY

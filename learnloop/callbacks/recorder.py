@@ -2,6 +2,8 @@
 
 import copy
 import time
+from collections.abc import Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import torch
@@ -9,18 +11,25 @@ from fastcore.foundation import L
 from torch import Tensor
 
 from learnloop import plots
+from learnloop.data.loaders import names_of
 from learnloop.loop.callback import Callback
-from learnloop.metrics import AvgLoss, AvgSmoothLoss, Metric, blend
+from learnloop.metrics import AvgLoss, AvgSmoothLoss, Metric, blend, check_on, of_phase
 
 
 class Recorder(Callback):
     """Keeps what a fit was: `losses`, `lrs`, `values` (a row per epoch), `history`; hands each row to `learn.logger`.
+
+    The columns of a named validation set begin with its name, as `noisy_loss` and `noisy_accuracy`, and are None in an
+    epoch in which it is not validated. Those of `valid` are `valid_loss` and `accuracy`, or `valid_accuracy` with
+    `train_metrics`. A metric that says itself where it is computed, as `mk_metric(accuracy, on="both")`, follows
+    neither `train_metrics` nor `valid_metrics`; its column for the training is `train_accuracy`.
 
     Runs that are not a fit (validate, get_preds, nested ones) leave the record of the training alone.
     """
 
     order = 50
     remove_on_fetch = True
+    tasks = ("fit", "lr_find", "validate")  # predictions need no metrics, and may have no targets
 
     def __init__(
         self,
@@ -31,6 +40,7 @@ class Recorder(Callback):
     ):
         self.add_time, self.train_metrics, self.valid_metrics, self.beta = add_time, train_metrics, valid_metrics, beta
         self._rows: list[_Row] = []  # being filled: the epoch's, and one for each run nested in it
+        self._columns: dict[str, list[str]] = {}  # titles of a row's numbers: of the training, then of each set
         self._trial: tuple[Any, dict[str, list[float]]] | None = None  # what the finder kept, and its hypers
         self._begin_record()
 
@@ -85,11 +95,16 @@ class Recorder(Callback):
     def before_fit(self) -> None:
         """A training begins its record anew; other runs do not touch it."""
         self._rows = []
-        if self.run_train != self.train_metrics:  # without them it has nothing to do in a training batch
-            self.run_train = self.train_metrics
+        for metric in self.learn.metrics:
+            check_on(metric)
+        wanted = self.train_metrics or bool(of_phase(self.learn.metrics, "train", False))
+        if self.run_train != wanted:  # without metrics it has nothing to do in a training batch
+            self.run_train = wanted
         if self.learn.task == "fit":
             self._begin_record()
-            self.metric_names = self._names()
+            sets = self._sets()
+            self._columns = columns(self.learn.metrics, sets, self.train_metrics, self.valid_metrics)
+            self.metric_names = L("epoch", *chain(*self._columns.values()), *(["time"] if self.add_time else []))
         elif self.learn.task == "lr_find":
             self._show(None)
 
@@ -102,29 +117,24 @@ class Recorder(Callback):
         self.metric_names = L()  # the columns of a row
         self.hps = {}
 
-    def _names(self) -> L:
-        """The columns of a row: epoch, training, validation, time."""
-        metrics = [m.name for m in self.learn.metrics]
-        has_valid = self.valid_metrics and self.learn._loader(1) is not None
-        if self.train_metrics and has_valid:
-            columns = [f"{p}_{n}" for p in ("train", "valid") for n in ("loss", *metrics)]
-        elif has_valid:
-            columns = ["train_loss", "valid_loss", *metrics]
-        else:
-            columns = ["train_loss", *(metrics if self.train_metrics else [])]
-        return L("epoch", *columns, *(["time"] if self.add_time else []))
+    def _sets(self) -> list[str]:
+        """The names of the validation sets."""
+        return [name for name in names_of(self.learn.dls)[1:] if name is not None]
 
     def before_epoch(self) -> None:
-        self._rows = [_Row(self.learn)]
+        self._rows, self.start_epoch = [_Row(self.learn)], time.time()
 
     def before_train(self) -> None:
-        self._row().begin_train(self.train_metrics and self.learn.task == "fit")
+        learn = self.learn
+        self._row().begin(of_phase(learn.metrics, "train", self.train_metrics) if learn.task == "fit" else [])
 
     def before_validate(self) -> None:
         learn = self.learn
         if not self._rows or self._rows[-1].depth != learn._depth:
             self._rows.append(_Row(learn))
-        self._row().begin_validate(self.valid_metrics or learn.task != "fit")
+        wanted = self.valid_metrics or learn.task != "fit"
+        metrics = [*([AvgLoss()] if wanted else []), *of_phase(learn.metrics, "valid", wanted)]
+        self._row().begin(_copies(metrics, learn) if learn._depth else metrics)
 
     def after_batch(self) -> None:
         learn = self.learn
@@ -142,27 +152,28 @@ class Recorder(Callback):
         return learn.pred is not None and bool(len(learn.yb))
 
     def after_cancel_train(self) -> None:
-        self._row().cancelled_train = True
+        self._row().cancelled = True
 
     def after_cancel_validate(self) -> None:
-        self._row().cancelled_validate = True
+        self._row().cancelled = True
 
     def after_train(self) -> None:
         self._row().end_train(self.smooth_loss.value)
 
     def after_validate(self) -> None:
-        self._row().end_validate()
-        self.learn.final_record = L(self._row().valid or [])
+        self.learn.final_record = L(self._row().end_validate(self.learn.dl_name))
 
     def cleanup_validate(self) -> None:
-        if self._rows:
-            self._rows[-1].metrics = []
-            if self._rows[-1].depth:
-                self._rows.pop()
+        self._close_phase()
+        if self._rows and self._rows[-1].depth:
+            self._rows.pop()
 
     def cleanup_train(self) -> None:
+        self._close_phase()
+
+    def _close_phase(self) -> None:
         if self._rows:
-            self._rows[-1].metrics = []
+            self._rows[-1].metrics, self._rows[-1].cancelled = [], False
 
     def after_epoch(self) -> None:
         """Stores the row and hands it to the logger; an epoch in which no phase began has none."""
@@ -170,7 +181,7 @@ class Recorder(Callback):
         row = self._row()
         if learn.task != "fit" or not row.began:
             return
-        numbers = L(row.numbers(len(self.metric_names) - 1 - self.add_time, self.train_metrics))
+        numbers = L(row.numbers(self._columns))
         learn.final_record = numbers
         self.values.append(numbers.copy())
         self.log = L([learn.epoch, *numbers, *([_clock(row.seconds())] if self.add_time else [])])
@@ -179,6 +190,10 @@ class Recorder(Callback):
         learn.logger(self.log)
 
     def cleanup_epoch(self) -> None:
+        """Lets go of what metrics gathered, which may be the predictions of a whole set."""
+        if self._rows and self._rows[0].began:
+            for metric in self.learn.metrics:
+                metric.reset()
         self._rows = []
 
     def _row(self) -> "_Row":
@@ -190,9 +205,29 @@ class Recorder(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """Rows so far, and the row being filled with its half-way metrics."""
-        row = self._rows[0].state_dict() if self._rows else None
+        row = self._row_state() if self._rows else None
         names = ("iters", "values", "history", "log", "metric_names")
         return {**{n: getattr(self, n) for n in names}, "hps": self._hps, "row": row}
+
+    def _row_state(self) -> dict[str, Any]:
+        """The epoch's row; the batch that the loop has counted is in it also before this callback has heard of it."""
+        row = self._rows[0]
+        if not self._is_behind():
+            return row.state_dict()
+        metrics, row.metrics = row.metrics, _copies(row.metrics, self.learn)
+        try:
+            self.after_batch()
+            return row.state_dict()
+        finally:
+            row.metrics = metrics
+
+    def _is_behind(self) -> bool:
+        """Whether a callback asks that hears of a training batch before this one."""
+        learn = self.learn
+        for handlers, running in learn._running_events() if learn.training and not learn._depth else ():
+            if self.after_batch in handlers and running in handlers:
+                return handlers.index(running) < handlers.index(self.after_batch)
+        return False
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         state = dict(state)
@@ -214,22 +249,21 @@ class Recorder(Callback):
     def plot_loss(
         self,
         skip_start: int = 5,  # first batches to leave out
-        with_valid: bool = True,  # the validation loss at the end of each epoch
+        with_valid: bool = True,  # the validation losses at the end of each epoch
         log: bool = False,  # both axes logarithmic
         show_epochs: bool = False,  # a dotted line where each epoch ended
         ax: Any = None,  # matplotlib axes; None: the current ones
     ) -> Any:
-        """The learning curve: raw and smoothed training loss, validation loss; returns the axes."""
+        """The learning curve: raw and smoothed training loss, the loss of each validation set; returns the axes."""
         names = list(self.metric_names)
-        has_valid = with_valid and "valid_loss" in names
-        column = names.index("valid_loss") - 1 if has_valid else 0
-        valid = [row[column] for row in self.values] if has_valid else []
+        places = {name: names.index(f"{name}_loss") - 1 for name in self._sets() if f"{name}_loss" in names}
+        valid = {name: [row[i] for row in self.values] for name, i in places.items()} if with_valid else {}
         losses = self.learn._kept.since(0)  # of the training, also while `losses` shows the finder's pass
         return plots.plot_losses(
             ax,
             losses,
             _smoothed(losses, AvgSmoothLoss(self.beta)),
-            self.iters if has_valid else (),
+            self.iters if valid else (),
             valid,
             skip_start=skip_start,
             log=log,
@@ -270,35 +304,32 @@ class _Row:
 
     def __init__(self, learn: Any):
         self.learn, self.depth, self.start = learn, learn._depth, time.monotonic()
-        self.train: list[Any] | None = None  # numbers of the training phase; None before its end
-        self.valid: list[Any] | None = None
-        self.began = self.cancelled_train = self.cancelled_validate = False
+        self.train: list[Any] = []  # numbers of the training phase; none before its end, or where it was cancelled
+        self.sets: dict[str | None, list[Any]] = {}  # the same of each validation set that was run, by name
+        self.began = False  # a phase
+        self.cancelled = False  # the phase that is running
         self.metrics: list[Metric] = []  # that take in each batch of the phase that is running
 
-    def begin_train(self, with_metrics: bool) -> None:
-        self._begin([*self.learn.metrics] if with_metrics else [])
-
-    def begin_validate(self, with_metrics: bool) -> None:
-        metrics = [AvgLoss(), *self.learn.metrics] if with_metrics else []
-        self._begin(_copies(metrics) if self.depth else metrics)
-
-    def _begin(self, metrics: list[Metric]) -> None:
+    def begin(self, metrics: list[Metric]) -> None:
         self.began, self.metrics = True, metrics
         for metric in metrics:
             metric.reset()
 
     def end_train(self, smooth_loss: Any) -> None:
-        values = [_number(smooth_loss), *(_number(m.value) for m in self.metrics)]
-        self.train = [None] * len(values) if self.cancelled_train else values
+        self.train = [] if self.cancelled else [_number(smooth_loss), *self._values()]
 
-    def end_validate(self) -> None:
-        self.valid = [] if self.cancelled_validate else [_number(m.value) for m in self.metrics]
+    def end_validate(self, name: str | None) -> list[Any]:
+        """The numbers of the set."""
+        self.sets[name] = [] if self.cancelled else self._values()
+        return self.sets[name]
 
-    def numbers(self, n: int, train_metrics: bool) -> list[Any]:
-        """All columns of the epoch; None for those of a phase that was cancelled or never ended."""
-        n_train = 1 + (len(self.learn.metrics) if train_metrics else 0)
-        train = (self.train or []) + [None] * n_train
-        return (train[:n_train] + (self.valid or []) + [None] * n)[:n]
+    def _values(self) -> list[Any]:
+        return [_number(m.value) for m in self.metrics]
+
+    def numbers(self, columns: dict[str, list[str]]) -> list[Any]:
+        """All columns of the epoch; None for those of a phase that was cancelled, never ended or was not due."""
+        phases = [(self.train if name == "train" else self.sets.get(name, []), len(c)) for name, c in columns.items()]
+        return [number for numbers, n in phases for number in (numbers + [None] * n)[:n]]
 
     def seconds(self) -> float:
         return time.monotonic() - self.start
@@ -323,9 +354,30 @@ def _smoothed(losses: list[float], smooth: AvgSmoothLoss) -> list[float]:
     return smoothed
 
 
-def _copies(metrics: list[Metric]) -> list[Metric]:
-    """Metrics of their own for a nested run: those of the outer one may be half-way."""
-    return [copy.deepcopy(m) for m in metrics]
+def columns(
+    metrics: Sequence[Metric], sets: Iterable[str], train_metrics: bool, valid_metrics: bool
+) -> dict[str, list[str]]:
+    """The titles of a row's numbers: those of the training by the key `train`, and those of each validation set.
+
+    As in fastai, the metrics of `valid` have no prefix, unless `train_metrics` puts the same ones beside them; and
+    neither have those of the training where they are the only ones.
+    """
+    sets = list(sets)
+    side_by_side = train_metrics and valid_metrics and bool(sets)
+    in_train = of_phase(metrics, "train", train_metrics)
+    titles = [m.name if m.on is None and not side_by_side else f"train_{m.name}" for m in in_train]
+    found = {"train": ["train_loss", *titles]}
+    for name in sets:
+        prefix = "" if name == "valid" and not side_by_side else f"{name}_"
+        titles = [f"{prefix}{m.name}" for m in of_phase(metrics, "valid", valid_metrics)]
+        found[name] = [*([f"{name}_loss"] if valid_metrics else []), *titles]
+    return found
+
+
+def _copies(metrics: list[Metric], learn: Any) -> list[Metric]:
+    """Metrics of their own for a nested run: those of the outer one may be half-way. What they read is not copied."""
+    read = [learn, learn.model, learn.loss_func, learn.dls, *learn.cbs]
+    return [copy.deepcopy(m, {id(thing): thing for thing in read}) for m in metrics]
 
 
 def _number(value: Any) -> Any:

@@ -23,14 +23,17 @@ __all__ = [
     "default_device",
     "describe",
     "detuplify",
+    "elements",
     "exact_device",
     "find_bs",
     "find_device",
     "first_tensor",
+    "get_model",
     "model_caller",
     "on_device",
     "pick_loss",
     "pick_pred",
+    "rebuilt",
     "split",
     "to_cpu",
     "to_detach",
@@ -47,10 +50,24 @@ SHOWN = 8  # elements of one container that `describe` names
 # -- devices
 
 
-def default_device() -> torch.device:
-    """The accelerator torch sees, with its index, else the CPU."""
+_use_accelerator: bool | None = None  # what `default_device` was told last; None: if there is one
+
+
+def default_device(use: bool | int | None = -1) -> torch.device:
+    """The accelerator torch sees, with its index, else the CPU.
+
+    `use` says so for all later calls too: False the CPU, True an accelerator (RuntimeError where there is none), None
+    whichever is there, as in the beginning; -1 leaves that as it is.
+    """
+    global _use_accelerator
+    if use not in (-1, None, True, False):
+        raise ValueError(f"`default_device(use={use!r})`: pass True, False, None or -1; a device goes to `to_device`.")
     accelerator = torch.accelerator.current_accelerator(check_available=True)
-    return torch.device("cpu") if accelerator is None else exact_device(accelerator)
+    if use == 1 and accelerator is None:
+        raise RuntimeError("`default_device(use=True)`: torch sees no accelerator here. Pass None or False.")
+    if use != -1:
+        _use_accelerator = use if use is None else bool(use)
+    return torch.device("cpu") if accelerator is None or _use_accelerator is False else exact_device(accelerator)
 
 
 def exact_device(device: Device) -> torch.device:
@@ -91,7 +108,7 @@ def to_device(batch: Any, device: Device | None = None, non_blocking: bool = Fal
             return x.to(device, non_blocking=non_blocking)
         if hasattr(x, "to") and not isinstance(x, (dict, UserDict)):  # BatchEncoding.to would change the loader's own
             return x.to(device)
-        return _rebuilt(x, move)
+        return rebuilt(x, move)
 
     return move(batch)
 
@@ -115,7 +132,7 @@ def to_detach(batch: Any, cpu: bool = True) -> Any:
 
     def detach(x: Any) -> Any:
         if not isinstance(x, Tensor):
-            return _rebuilt(x, detach)
+            return rebuilt(x, detach)
         x = x.detach() if x.requires_grad else x
         return x.cpu() if cpu else x
 
@@ -194,6 +211,17 @@ def split(batch: Any, n_inp: int | None = None, targets: str | Sequence[str] | N
 # -- the model
 
 
+def get_model(model: Any) -> Any:
+    """The user's own model inside torch's wrappers: data parallel, distributed, compiled."""
+    while True:
+        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            model = model.module
+        elif hasattr(model, "_orig_mod"):  # torch.compile
+            model = model._orig_mod
+        else:
+            return model
+
+
 def accepted_keywords(model: Callable) -> frozenset[str] | None:
     """The names that the model's `forward` (or the function itself) takes as keywords; None if it takes any."""
     parameters = _parameters(model)
@@ -247,6 +275,14 @@ def _keyed(batch: Any) -> Mapping | None:
     return None
 
 
+def elements(batch: Any) -> Any:
+    """What a container holds, in the order in which `rebuilt` goes over it; None for what is no container."""
+    if isinstance(batch, (tuple, list, L)):
+        return batch
+    keyed = _keyed(batch)
+    return None if keyed is None else keyed.values()
+
+
 def _leaves(batch: Any) -> Iterator[Any]:
     """What is in a batch, in nested order, without the containers."""
     if isinstance(batch, Tensor):
@@ -261,7 +297,7 @@ def _leaves(batch: Any) -> Iterator[Any]:
         yield batch
 
 
-def _rebuilt(batch: Any, func: Callable[[Any], Any]) -> Any:
+def rebuilt(batch: Any, func: Callable[[Any], Any]) -> Any:
     """The batch with `func` applied to each element of the container; itself if that changes none, or it is none."""
     if isinstance(batch, (tuple, list, L)):
         items = [func(x) for x in batch]
@@ -302,7 +338,7 @@ def _dataclass_with(batch: Any, changed: dict) -> Any:
 def _cast(batch: Any, dtype: torch.dtype) -> Any:
     def cast(x: Any) -> Any:
         if not isinstance(x, Tensor):
-            return _rebuilt(x, cast)
+            return rebuilt(x, cast)
         return x.to(dtype) if x.is_floating_point() else x
 
     return cast(batch)
@@ -322,19 +358,8 @@ def _named(output: Any, name: str) -> Any:
     return getattr(output, name, None)
 
 
-def _unwrapped(model: Any) -> Any:
-    """The user's own model inside torch's wrappers, whose `forward(*args, **kwargs)` says nothing."""
-    while True:
-        if isinstance(model, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
-            model = model.module
-        elif hasattr(model, "_orig_mod"):  # torch.compile
-            model = model._orig_mod
-        else:
-            return model
-
-
 def _parameters(model: Callable) -> list[inspect.Parameter]:
-    model = _unwrapped(model)
+    model = get_model(model)  # the wrappers' `forward(*args, **kwargs)` says nothing
     return list(inspect.signature(model.forward if isinstance(model, nn.Module) else model).parameters.values())
 
 
@@ -348,7 +373,7 @@ def _takes_keywords(model: Callable, keyed: Mapping) -> bool:
     if not missing:
         return known or names is None
     if known or len(required) > 1:
-        inner = _unwrapped(model)
+        inner = get_model(model)
         label = f"{type(inner).__name__}.forward" if isinstance(inner, nn.Module) else getattr(inner, "__name__", inner)
         raise TypeError(
             f"`{label}` needs {', '.join(f'`{name}`' for name in missing)}, but the batch has "

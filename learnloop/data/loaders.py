@@ -1,6 +1,7 @@
 """Loaders: training and validation together (`DataLoaders`), and one for tensors in memory (`TensorLoader`)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,67 @@ def known_n_inp(dls: Any, dl: Any) -> int | None:
     return getattr(dl, "n_inp", None) if known is None else known
 
 
+def names_of(dls: Any) -> list[str | None]:
+    """The name of each loader, by number; also where loaders were put together elsewhere, as fastai's."""
+    if isinstance(dls, DataLoaders):
+        return dls.names
+    n = 2 if (known := length(dls)) is None else known
+    has_valid = n > 1 and getattr(dls, "valid", None) is not None
+    return ["train", "valid" if has_valid else None, *[None] * n][:n]
+
+
+def name_of(dls: Any, ds_idx: int | str) -> str | None:
+    """The name of a loader given by number or name; None where it has none."""
+    names, number = names_of(dls), number_of(dls, ds_idx)
+    return names[number] if -len(names) <= number < len(names) else None
+
+
+def number_of(dls: Any, ds_idx: int | str) -> int:
+    """The number of a loader given by number or name; KeyError with the nearest spelling for an unknown name."""
+    if not isinstance(ds_idx, str):
+        return ds_idx
+    names = names_of(dls)
+    if ds_idx not in names:
+        raise KeyError(f"there is no loader `{ds_idx}`; {_known(ds_idx, names)}")
+    return names.index(ds_idx)
+
+
+def title_of(name: str | None) -> str:
+    """How messages call a loader."""
+    if name == "train":
+        return "the training loader"
+    return "the validation loader" if name in ("valid", None) else f"the loader `{name}`"
+
+
+def due_after(dls: Any, epoch: int, n_epoch: int) -> list[int]:
+    """The numbers of the loaders that are validated after an epoch, in their order."""
+    every = dls.every if isinstance(dls, DataLoaders) else {}
+    names = enumerate(names_of(dls))
+    return [i for i, name in names if i > 0 and name is not None and is_due(epoch, n_epoch, every.get(name, 1))]
+
+
+def is_due(epoch: int, n_epoch: int, every: int) -> bool:
+    """Whether what is done every so many epochs is done after this one; after the last of a fit it always is."""
+    return (epoch + 1) % every == 0 or epoch == n_epoch - 1
+
+
 class DataLoaders:
-    """A training loader, a validation loader and more, over any torch `DataLoader` or iterable of batches."""
+    """A training loader, a validation loader and more, over any torch `DataLoader` or iterable of batches.
+
+    `DataLoaders(train, valid, {"noisy": noisy, "old": old}, every={"old": 5})`: a mapping names further validation
+    sets, which a fit validates after `valid`, in their order. They are `dls.noisy`, `dls["noisy"]` and
+    `learn.validate("noisy")`, and their columns begin with their name. A mapping may also stand in the place of
+    `valid`; then no column is `valid_loss`, unless its first set has the name `valid`. A further loader without a name
+    is reached by its number, and no fit validates it.
+    """
 
     seed: int | None = None  # of the data's order and augmentation; None: drawn once per fit
+    every: dict[str, int]  # epochs from one validation of a set to the next, by its name; 1 for those not in it
 
     def __init__(
         self,
-        *loaders: Any,  # training first, then validation, then any others
+        *loaders: Any,  # training first, then validation, then any others; or mappings from name to loader
+        every: Mapping[str, int] | None = None,  # epochs between validations of a set; the last epoch always has one
         path: str | Path = ".",
         device: str | torch.device | None = None,  # where batches and model go; None: the GPU where there is one
         n_inp: int | None = None,  # how many elements of a batch are inputs; None: all but the last
@@ -34,23 +88,37 @@ class DataLoaders:
     ):
         if not loaders:
             raise ValueError("DataLoaders() got no loader; pass a training loader, and a validation loader after it.")
-        for i, loader in enumerate(loaders):
+        self.loaders, self._names = _flat(loaders)
+        for i, loader in enumerate(self.loaders):
             if not hasattr(loader, "__iter__"):
                 raise TypeError(
                     f"loader {i} is a {type(loader).__name__}, which cannot be iterated; pass an iterable of batches."
                 )
-        self.loaders, self.path, self.keyed = list(loaders), Path(path), keyed
+        self.path, self.keyed, self.every = Path(path), keyed, dict(every or {})
         self._n_inp = n_inp
         self._device: torch.device | None = None
         self.targets = (targets,) if isinstance(targets, str) else targets
+        self._check_names()
+        _check_every(self.every, self.names)
         if device is not None:
             self.to(device)
+
+    def _check_names(self) -> None:
+        """Refuses names by which a set could not be reached."""
+        taken = [*dir(type(self)), *vars(self), *self._names.values()]
+        for i, name in self._names.items():
+            if not isinstance(name, str) or not name:
+                raise TypeError(f"{name!r} is no name for a validation set; pass a string that is not empty.")
+            n = 2 if (i, name) in ((0, "train"), (1, "valid")) else 1  # those two are properties as well
+            if taken.count(name) > n:
+                what = "the first loader after the training loader" if name == "valid" else "something else already"
+                raise ValueError(f"`{name}` cannot name this validation set: `dls.{name}` is {what}. Rename the set.")
 
     @classmethod
     def from_dsets(
         cls,
         train_ds: Any,
-        valid_ds: Any = None,
+        valid_ds: Any = None,  # a dataset, or several in a mapping from name to dataset
         bs: int = 64,  # samples per batch, training and validation
         shuffle: bool = True,  # the training set only
         device: str | torch.device | None = None,
@@ -58,13 +126,14 @@ class DataLoaders:
         seed: int | None = None,  # of the data's order and augmentation; None: drawn once per fit
         **kwargs: Any,  # for torch's DataLoader
     ) -> "DataLoaders":
-        """Torch loaders over two map-style datasets."""
-        own = {k: kwargs.pop(k) for k in ("path", "n_inp", "targets", "keyed") if k in kwargs}
+        """Torch loaders over map-style datasets."""
+        own = {k: kwargs.pop(k) for k in ("path", "n_inp", "targets", "keyed", "every") if k in kwargs}
         kwargs["num_workers"] = num_workers
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         train = DataLoader(train_ds, batch_size=bs, shuffle=shuffle, generator=generator, **kwargs)
-        rest = [] if valid_ds is None else [DataLoader(valid_ds, batch_size=bs, **{**kwargs, "drop_last": False})]
-        dls = cls(train, *rest, device=device, **own)
+        sets = valid_ds if isinstance(valid_ds, Mapping) else {} if valid_ds is None else {"valid": valid_ds}
+        valid = {name: DataLoader(ds, batch_size=bs, **{**kwargs, "drop_last": False}) for name, ds in sets.items()}
+        dls = cls(train, valid, device=device, **own)
         dls.seed = seed
         return dls
 
@@ -76,9 +145,23 @@ class DataLoaders:
     def valid(self) -> Any:
         return self[1]
 
-    def __getitem__(self, i: int) -> Any:
+    @property
+    def names(self) -> list[str | None]:
+        """The name of each loader: `train`, `valid`, or what a mapping said; None for one that has only its number."""
+        return [self._names.get(i) for i in range(len(self.loaders))]
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self.__dict__.get("_names", {}).values():
+            return self[name]
+        return object.__getattribute__(self, name)  # for its error, or that of a property
+
+    def __dir__(self) -> list[str]:
+        return [*super().__dir__(), *filter(None, self.names)]
+
+    def __getitem__(self, i: int | str) -> Any:
+        """A loader by its number or its name."""
         try:
-            return self.loaders[i]
+            return self.loaders[number_of(self, i)]
         except IndexError:
             raise IndexError(f"there is no loader {i}: DataLoaders got {len(self.loaders)}, numbered from 0.") from None
 
@@ -151,8 +234,45 @@ class DataLoaders:
         return DataLoader(items, batch_size=bs or getattr(like, "batch_size", None) or 64, **{**options, **kwargs})
 
     def __repr__(self) -> str:
-        sizes = ", ".join(f"{'?' if (n := length(dl)) is None else n} batches" for dl in self.loaders)
+        sizes = ", ".join(map(self._size, range(len(self))))
         return f"DataLoaders({sizes}, bs={self.bs}, device={self.device})"
+
+    def _size(self, i: int) -> str:
+        """How `repr` shows a loader: named where it is no plain training or validation loader."""
+        name, n = self.names[i], length(self.loaders[i])
+        named = f"{name}: " if name not in (None, "train", "valid") else ""
+        every = self.every.get(name or "", 1)
+        return f"{named}{'?' if n is None else n} batches{f' every {every} epochs' if every > 1 else ''}"
+
+
+def _flat(loaders: Sequence[Any]) -> tuple[list[Any], dict[int, Any]]:
+    """The loaders one after another, those in mappings too; and by their numbers the names that some have."""
+    if isinstance(loaders[0], Mapping):
+        raise TypeError("the first loader is a mapping, but that one trains; a mapping names validation sets after it.")
+    flat: list[Any] = []
+    names: dict[int, Any] = {0: "train", 1: "valid"}
+    for loader in loaders:
+        if isinstance(loader, Mapping):
+            names.update(enumerate(loader, len(flat)))
+            flat += loader.values()
+        else:
+            flat.append(loader)
+    return flat, names
+
+
+def _check_every(every: Mapping[str, int], names: list[str | None]) -> None:
+    for name, n in every.items():
+        if name not in names[1:]:
+            raise ValueError(f"`every` names `{name}`, which is no validation set; {_known(name, names[1:])}")
+        if isinstance(n, bool) or not isinstance(n, int) or n < 1:
+            raise ValueError(f"`every={{{name!r}: {n!r}}}`: pass a whole number of epochs, 1 or more.")
+
+
+def _known(name: str, names: Sequence[str | None]) -> str:
+    """The end of a message about an unknown name: those that there are, and the nearest."""
+    known = [n for n in names if n is not None]
+    near = get_close_matches(name, known, n=1)
+    return f"there is {', '.join(known) or 'none'}." + (f" Did you mean `{near[0]}`?" if near else "")
 
 
 class TensorLoader:

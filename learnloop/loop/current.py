@@ -21,6 +21,7 @@ class CurrentBatch(Dispatcher):
 
     # The phase, from the moment before `before_train` or `before_validate`
     dl: Any  # its loader; None after a run, absent before the first
+    dl_name: str | None = None  # 'train', 'valid' or the name of another set; None for a loader without one
     n_iter: int | None = None  # batches in `dl`; None where it does not say
     iter: int | None = None  # batch number within the phase, from 0; None before the first
 
@@ -116,8 +117,9 @@ class CurrentBatch(Dispatcher):
         if isinstance(output, (Tensor, tuple)):
             self.pred = output
         else:
-            self.pred = pick_pred(output)
             self._output_loss = pick_loss(output) if self.loss_func is None else None
+            # Beside a `loss_func`, handlers of `after_pred` may want more of the output than its logits.
+            self.pred = pick_pred(output) if structured or self.loss_func is None else output
 
     def _call_model(self, xb: Any) -> Any:
         """The model with a mapping or another structure, called in the way that its first batch showed."""
@@ -130,7 +132,7 @@ class CurrentBatch(Dispatcher):
             self._raw_loss = self._output_loss
         elif self.loss_func is not None:
             self._raw_loss = self.loss_func(self.pred, *self.yb)
-        elif self._loss_grad is None:
+        elif self._loss_grad is None and self.task != "predict":
             raise ValueError(
                 f"`loss_func` is None, and the output of `{type(self.model).__name__}` has no `loss`. "
                 "Pass `Learner(…, loss_func=…)`, or let the model return an object or mapping with `loss`."
@@ -169,6 +171,6 @@ class CurrentBatch(Dispatcher):
         return self._loss
 
     def _release_batch(self) -> None:
-        self.dl, self.batch, self.xb, self.yb, self.pred = None, None, (None,), (None,), None
+        self.dl, self.dl_name, self.batch, self.xb, self.yb, self.pred = None, None, None, (None,), (None,), None
         self._raw_loss = self._loss = self._loss_grad = self._output_loss = self._last_loss = None
         self._device = self._caller = self._moves = None

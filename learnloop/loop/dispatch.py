@@ -21,6 +21,7 @@ _SPANS = tuple(n.removeprefix("cleanup_") for n in _CLEANUPS)
 
 Handler = Callable[[], Any]
 Table = dict[str, list[Handler]]
+Skipped = tuple[list[Handler], int, Handler]  # the list of a running event, a place in it, and what stood there
 
 
 class Dispatcher:
@@ -123,15 +124,17 @@ class Dispatcher:
                 errors.append(in_cleanup(error, self, f"{cb!r}.{span.cleanup}"))
         return errors
 
-    def _detach(self, leaving: list[Callback]) -> None:
+    def _detach(self, leaving: list[Callback]) -> list[Skipped]:
+        """Takes callbacks away; returns what was skipped in running events, for those that come back."""
+        skipped = [place for cb in leaving for place in self._skip_in_running_events(cb)]
         for cb in leaving:
-            self._skip_in_running_events(cb)
             self.cbs = L(other for other in self.cbs if other is not cb)
             if cb.learn is self:
                 object.__setattr__(cb, "learn", None)
             self._assign_attribute(cb.name)
         if leaving:
             self._rebuild()
+        return skipped
 
     def _find(self, cbs: Any) -> list[Callback]:
         wanted = listed(cbs)
@@ -159,10 +162,12 @@ class Dispatcher:
     def removed_cbs(self, cbs: Any) -> Iterator[Self]:
         """A context without these callbacks; the same instances come back to the same places. Runs no cleanup."""
         places = [(self.cbs.index(cb), cb) for cb in self._find(cbs)]
-        self._detach([cb for _, cb in places])
+        skipped = self._detach([cb for _, cb in places])
         try:
             yield self
         finally:
+            for handlers, i, handler in skipped:  # back before its turn, it hears the running event after all
+                handlers[i] = handler
             self._put_back(places)
 
     def _put_back(self, places: list[tuple[int, Callback]]) -> None:
@@ -219,11 +224,14 @@ class Dispatcher:
 
     # Events that are running now, looked up on the stack: so that calling a handler costs nothing extra
 
-    def _skip_in_running_events(self, cb: Callback) -> None:
+    def _skip_in_running_events(self, cb: Callback) -> list[Skipped]:
+        skipped = []
         for handlers, _ in self._running_events():
             for i, handler in enumerate(handlers):
                 if owner_of(handler) is cb:
                     handlers[i] = _nothing
+                    skipped.append((handlers, i, handler))
+        return skipped
 
     def _callers(self) -> list[Callback]:
         """The callbacks whose handlers are running now."""

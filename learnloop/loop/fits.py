@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from learnloop.data.keyed import draw_seed, length
+from learnloop.data.loaders import names_of, title_of
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.dispatch import instances
 from learnloop.loop.interrupt import StopButton, stopped
@@ -66,11 +67,11 @@ def _check_count(name: str, value: Any, least: int) -> None:
 
 
 def _check_loaders(learn: Any) -> None:
-    for ds_idx, name in enumerate(("training", "validation")):
-        dl = learn._loader(ds_idx)
+    for ds_idx, name in enumerate(names_of(learn.dls)):
+        dl = None if name is None else learn._loader(ds_idx)
         if dl is not None and length(dl) == 0:
             raise ValueError(
-                f"the {name} loader is empty: {type(dl).__name__} has 0 batches. Check its data, and "
+                f"{title_of(name)} is empty: {type(dl).__name__} has 0 batches. Check its data, and "
                 "`drop_last` with a batch size above the number of samples."
             )
 

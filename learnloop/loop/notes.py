@@ -13,7 +13,9 @@ def add_note(error: BaseException, learn: Any, raiser: str) -> None:
     state = learn.__dict__
     where = f"raised by {raiser}"
     if learn.task is not None and "iter" in state:
-        where += f" at epoch {learn.epoch}, batch {learn.iter}, {'train' if learn.training else 'validate'}"
+        phase = "train" if learn.training else "validate"
+        of_set = f" of `{learn.dl_name}`" if learn.dl_name not in (None, "train", "valid") else ""
+        where += f" at epoch {learn.epoch}, batch {learn.iter}, {phase}{of_set}"
     if any(span.name == "batch" for span in learn._open_spans):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
     error.add_note(where)

@@ -1,11 +1,14 @@
 """Which batches a phase sees: from which position, with which key, and pass after pass in `fit(n_step=…)`."""
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from learnloop.data.batches import describe
 from learnloop.data.keyed import Key, batches, end_workers, is_keyed, is_list, mix, random_states, set_random_states
+from learnloop.data.loaders import title_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.interrupt import uncut
 from learnloop.loop.notes import add_note
@@ -75,9 +78,11 @@ class Passes:
     def _begin_next(self) -> None:
         if self.learn.opt_iter == self.steps_before:
             verb = "fit(n_step=…)" if self.learn.task == "fit" else self.learn.task
+            stepless = "which callback cancels the step, and that there are targets, and parameters to train"
+            empty = "that the loader is not empty, and that it can be iterated more than once"
             raise RuntimeError(
                 f"a whole pass over the training loader ({self.taken} batches) made no update, so "
-                f"`{verb}` would never end. Check which callback cancels the step, and that the loader is not empty."
+                f"`{verb}` would never end. Check {stepless if self.taken else empty}."
             )
         self.close()
         self.number, self.taken, self.steps_before = self.number + 1, 0, self.learn.opt_iter
@@ -102,8 +107,7 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
         if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
             if learn._stop_requested:
                 learn._stop_here()
-            name = "training" if learn.training else "validation"
-            add_note(error, learn, f"the {name} loader, on its way to the next batch,")
+            add_note(error, learn, f"{_title(learn)}, on its way to the next batch,")
         raise
     finally:
         close(stream)
@@ -118,12 +122,25 @@ def close(stream: Any) -> None:
         end_workers(stream)
 
 
+def warn_without_targets(learn: Any) -> None:
+    """Warns at the end of a training phase without any loss, whose batches had no targets: it trained nothing."""
+    if learn.training and not len(learn.yb) and not len(learn._kept) and not learn.opt_iter:
+        warnings.warn(
+            f"nothing was trained: there is no loss, because batches like {describe(learn.xb)} have no targets. "
+            "Say where they are: `DataLoaders(…, targets=…)` names the keys of a mapping, `n_inp=…` splits a tuple.",
+            stacklevel=2,
+        )
+
+
 def check_not_empty(learn: Any) -> None:
     """ValueError for a phase that had no batch, unless no update was due in it."""
     if learn.training and learn._passes is not None:
         return
-    name = "training" if learn.training else "validation"
     raise ValueError(
-        f"the {name} loader yielded no batch in epoch {learn.epoch}: the {type(learn.dl).__name__} is empty, or an "
+        f"{_title(learn)} yielded no batch in epoch {learn.epoch}: the {type(learn.dl).__name__} is empty, or an "
         "iterator that can be read only once. Pass a loader that can be iterated every epoch."
     )
+
+
+def _title(learn: Any) -> str:
+    return title_of("train" if learn.training else learn.dl_name)

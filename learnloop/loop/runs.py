@@ -29,15 +29,17 @@ def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> N
         end_run(learn, joined)
 
 
-def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
+def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any], spans: bool = True) -> None:
     """A run that training does not need: everything it moves is put back, also after an error.
 
-    From outside it gets a fit and an epoch span around it; inside a run it fires neither, and the callbacks that
-    started it do not hear it.
+    From outside it gets a fit and an epoch span around it, if `spans`; inside a run it fires neither, and the callbacks
+    that started it do not hear it.
     """
     with set_aside(learn):
-        if learn.task is None:
+        if learn.task is None and spans:
             run_outermost(learn, task, cbs, lambda: run_span(learn, FIT, lambda: run_span(learn, EPOCH, body)))
+        elif learn.task is None:
+            run_outermost(learn, task, cbs, body)
         else:
             _run_nested(learn, task, cbs, body)
 

@@ -18,7 +18,7 @@ VERSION = 1
 COUNTERS = ("train_iter", "opt_iter", "pct_train", "n_epoch", "n_step", "valid_every", "_data_seed")
 #: What a run inside another one, or one that is not a fit, leaves as it found it.
 ASIDE = (
-    *("dl", "iter", "n_iter", "epoch", "n_epoch", "n_step", "training", "task", "batch", "xb", "yb", "pred"),
+    *("dl", "dl_name", "iter", "n_iter", "epoch", "n_epoch", "n_step", "training", "task", "batch", "xb", "yb", "pred"),
     *("final_record", "stepped", "_loss", "_loss_grad", "_raw_loss", "_last_loss", "_output_loss", "_device"),
     *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random"),
 )

@@ -4,16 +4,18 @@ from typing import Any
 
 import torch
 
+from learnloop.data.batches import pick_pred
+from learnloop.data.loaders import due_after, name_of, number_of
 from learnloop.loop.current import CurrentBatch
 from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
 from learnloop.loop.kept import FOLD, Kept
-from learnloop.loop.passes import Passes, check_not_empty, opened
+from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
 from learnloop.loop.state import check_callback_states
 
 
 class TrainingLoop(CurrentBatch):
-    """Trains `model` on `dls.train` and validates it on `dls.valid`, event by event.
+    """Trains `model` on `dls.train` and validates it on `dls.valid` and further named sets, event by event.
 
     What it keeps on itself is annotated with unit and lifetime; callbacks read all of it and may write most.
     """
@@ -44,11 +46,11 @@ class TrainingLoop(CurrentBatch):
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
-    _depth: int = 0  # runs nested in the active one
+    _depth: int  # runs nested in the active one
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
 
     def __init__(self) -> None:
-        self._kept = Kept()
+        self._kept, self._depth = Kept(), 0
         super().__init__()
 
     def _do_fit(self) -> None:
@@ -63,16 +65,18 @@ class TrainingLoop(CurrentBatch):
         if not resumes_at(self, "validate"):
             self._do_epoch_train()
         arrive(self, "validate", self.epoch)
-        if self._loader(1) is not None:
-            self._do_epoch_validate()
+        for ds_idx in due_after(self.dls, self.epoch, self.n_epoch):
+            self._do_epoch_validate(ds_idx)
 
     def _do_epoch_train(self) -> None:
         self._begin_phase(self._loader(0), training=True)
+        self.dl_name = "train"
         self.pct_train = self.epoch / self.n_epoch if self.n_step is None else self.opt_iter / self.n_step
         run_span(self, TRAIN, self.all_batches)
 
-    def _do_epoch_validate(self, ds_idx: int = 1, dl: Any = None) -> None:
+    def _do_epoch_validate(self, ds_idx: int | str = 1, dl: Any = None) -> None:
         self._begin_phase(self._loader(ds_idx) if dl is None else dl, training=False)
+        self.dl_name = name_of(self.dls, ds_idx) if dl is None else None
         with torch.no_grad():
             run_span(self, VALIDATE, self.all_batches)
 
@@ -88,6 +92,7 @@ class TrainingLoop(CurrentBatch):
                 self.one_batch(i, self.batch)
         if i is None and start == 0:
             check_not_empty(self)
+        warn_without_targets(self)
 
     def one_batch(self, i: int, batch: Any) -> None:
         """Trains or evaluates the model on one batch, number `i` of its phase."""
@@ -100,6 +105,8 @@ class TrainingLoop(CurrentBatch):
     def _do_one_batch(self) -> None:
         self._predict()
         self("after_pred")
+        if not isinstance(self.pred, (torch.Tensor, tuple)):
+            self.pred = pick_pred(self.pred)
         if len(self.yb) or self._output_loss is not None:
             self._compute_loss()
         self("after_loss")
@@ -146,10 +153,13 @@ class TrainingLoop(CurrentBatch):
             self._passes.mark()
             self.pct_train = min(1.0, self.opt_iter / self.n_step)  # type: ignore[operator]
         elif self.n_iter and self.n_epoch:
-            self.pct_train += 1.0 / (self.n_iter * self.n_epoch)
+            pct = self.pct_train + 1.0 / (self.n_iter * self.n_epoch)
+            end = (self.epoch + 1) / self.n_epoch  # a loader may have more batches than it says
+            self.pct_train = pct if pct < end else end
 
-    def _loader(self, ds_idx: int) -> Any:
-        """A loader by its number; None for a validation loader that is not there."""
+    def _loader(self, ds_idx: int | str) -> Any:
+        """A loader by its number or name; None for a validation loader that is not there."""
+        ds_idx = number_of(self.dls, ds_idx)
         if hasattr(self.dls, "__getitem__"):
             return None if ds_idx == 1 and len(self.dls) < 2 else self.dls[ds_idx]
         return (self.dls.train, getattr(self.dls, "valid", None))[ds_idx]

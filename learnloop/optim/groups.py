@@ -1,6 +1,8 @@
 """Which parameters form a group: splitters, and the parameters that weight decay or freezing leaves alone."""
 
+import re
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from fastcore.foundation import L
@@ -15,6 +17,8 @@ NORMS = (
     nn.GroupNorm,
     nn.RMSNorm,
 )
+#: How those are called that models bring along: LlamaRMSNorm, T5LayerNorm, RMSNormGated; no NormalizedLinear.
+NORM_NAME = re.compile("Norm(?![a-z])")
 
 
 def params(model: Any) -> L:
@@ -28,14 +32,24 @@ def trainable_params(model: Any) -> L:
 
 
 def norm_bias_params(model: nn.Module, with_bias: bool = True) -> L:
-    """The parameters of normalization layers, and every bias unless `with_bias=False`."""
+    """The parameters of normalization layers, and every bias unless `with_bias=False`.
+
+    Such layers are torch's, and those with a class name like `LlamaRMSNorm`, of which the vectors count.
+    """
     found: dict[int, Any] = {}
     for module in model.modules() if isinstance(model, nn.Module) else ():
-        if isinstance(module, NORMS):
-            found |= {id(p): p for p in module.parameters(recurse=False)}
-        elif with_bias and isinstance(bias := getattr(module, "bias", None), nn.Parameter):
+        found |= {id(p): p for p in _norm_params(module)}
+        if with_bias and isinstance(bias := getattr(module, "bias", None), nn.Parameter):
             found[id(bias)] = bias
     return L(found.values())
+
+
+def _norm_params(module: nn.Module) -> Iterator[nn.Parameter]:
+    """A module's own parameters if it normalizes."""
+    if isinstance(module, NORMS):
+        yield from module.parameters(recurse=False)
+    elif NORM_NAME.search(type(module).__name__):
+        yield from (p for p in module.parameters(recurse=False) if p.ndim == 1)
 
 
 class NothingToTrain(OptimizerFace):

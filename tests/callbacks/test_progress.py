@@ -259,6 +259,16 @@ def test_a_bar_is_drawn_for_each_phase_with_the_smoothed_loss(monkeypatch, unthr
     assert {bar[:11] for bar in shown.bars[8:]} == {"Epoch 2/2 :"}
 
 
+def test_the_bar_says_which_named_set_is_validated(monkeypatch, unthrottled):
+    with terminal(monkeypatch) as shown:
+        learn = learner()
+        loader = learn.dls.valid
+        learn.dls = ll.DataLoaders(loader, loader, {"noisy": loader}, device="cpu")
+        learn.fit(1)
+    comments = [re.search(r"(\.\.\. (\w+))?\]", bar).group(2) for bar in shown.bars]
+    assert comments[4:] == [None] * 4 + ["noisy"] * 4
+
+
 @pytest.mark.parametrize("cols", [20, 40, 60, 80, 200])
 def test_a_bar_stays_on_one_line_of_any_terminal(monkeypatch, unthrottled, cols):
     with terminal(monkeypatch, cols) as shown, (learn := learner()).no_logging():

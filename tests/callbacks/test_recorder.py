@@ -5,6 +5,7 @@ Numbers marked as fastai's come from fastai 2.8.12, run on the same data, weight
 
 import math
 import signal
+import weakref
 
 import matplotlib
 import pytest
@@ -164,6 +165,160 @@ def test_a_metric_may_be_any_value():
     best = ll.ValueMetric(lambda: "so far", "best")
     learn = trained(metrics=[best, mae])
     assert learn.recorder.history[0]["best"] == "so far"
+
+
+# Metrics of one phase or of both
+
+
+def rmse(pred, y):
+    return ((pred - y) ** 2).mean().sqrt()
+
+
+def some(on, train_metrics=False, valid_metrics=True, **kwargs):
+    """A fit with `mae` where `on` says, and `rmse` where the Recorder says."""
+    recorder = ll.Recorder(train_metrics=train_metrics, valid_metrics=valid_metrics)
+    return trained(metrics=[ll.mk_metric(mae, on=on), rmse], recorder=recorder, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("on", "options", "names"),
+    [
+        (None, {}, "train_loss valid_loss mae rmse"),
+        ("valid", {}, "train_loss valid_loss mae rmse"),
+        ("train", {}, "train_loss train_mae valid_loss rmse"),
+        ("both", {}, "train_loss train_mae valid_loss mae rmse"),
+        ("valid", {"train_metrics": True}, "train_loss train_rmse valid_loss valid_mae valid_rmse"),
+        ("train", {"train_metrics": True}, "train_loss train_mae train_rmse valid_loss valid_rmse"),
+        ("both", {"train_metrics": True}, "train_loss train_mae train_rmse valid_loss valid_mae valid_rmse"),
+        ("valid", {"valid_metrics": False}, "train_loss mae"),
+        ("train", {"valid_metrics": False}, "train_loss train_mae"),
+        ("both", {"valid_metrics": False}, "train_loss train_mae mae"),
+        ("both", {"train_metrics": True, "valid_metrics": False}, "train_loss train_mae rmse mae"),
+        ("both", {"valid": False}, "train_loss train_mae"),
+        ("valid", {"valid": False}, "train_loss"),
+        ("train", {"train_metrics": True, "valid": False}, "train_loss train_mae rmse"),
+    ],
+)
+def test_a_metric_may_say_itself_where_it_is_computed(on, options, names):
+    learn = some(on, **options)
+    assert list(learn.recorder.metric_names) == ["epoch", *names.split(), "time"]
+    for row in learn.recorder.history:
+        assert None not in row.values()
+
+
+def test_a_metric_on_both_has_fastais_numbers_of_both():
+    learn = some("both")
+    assert [row["train_mae"] for row in learn.recorder.history] == pytest.approx(TRAIN_MAE, abs=3e-6)
+    assert [row["mae"] for row in learn.recorder.history] == pytest.approx([row[2] for row in ROWS], abs=3e-6)
+
+
+def test_a_metric_on_train_has_fastais_numbers_with_and_without_validation():
+    for has_valid in (True, False):
+        rows = some("train", valid=has_valid).recorder.history
+        assert [row["train_mae"] for row in rows] == pytest.approx(TRAIN_MAE, abs=3e-6)
+
+
+def test_a_metric_on_train_is_left_out_of_validate():
+    assert len(some("train").validate()) == 2  # loss and rmse
+    assert list(some("both").validate())[:2] == pytest.approx(ROWS[1][1:], abs=3e-6)
+
+
+def test_a_metric_that_is_on_validation_only_is_never_asked_in_training():
+    asked = []
+
+    def counting(pred, y):
+        asked.append(learn.training)
+        return mae(pred, y)
+
+    learn = line_learner(metrics=[ll.mk_metric(counting, on="valid")], recorder=ll.Recorder(train_metrics=True))
+    learn.fit(1)
+    assert asked == [False, False, False]
+
+
+def test_where_no_metric_is_on_train_the_recorder_does_not_hear_training_batches():
+    learn = line_learner(metrics=[ll.mk_metric(mae, on="train"), rmse])
+    learn.fit(1)
+    assert learn.recorder.run_train
+    learn.metrics = [ll.mk_metric(mae, on="valid"), rmse]
+    learn.fit(1)
+    assert not learn.recorder.run_train
+
+
+def test_a_metric_whose_class_says_where_needs_no_more():
+    class OnTrain(ll.AvgMetric):
+        on = "train"
+
+    assert "train_mae" in trained(metrics=OnTrain(mae)).recorder.metric_names
+
+
+def test_a_phase_that_is_none_is_refused_before_anything_begins():
+    with pytest.raises(ValueError, match='metric `mae` is on=\'training\'; pass "train", "valid", "both" or None'):
+        ll.mk_metric(mae, on="training")
+    learn = line_learner()
+    learn.metrics[0].on = "test"
+    with pytest.raises(ValueError, match="metric `mae` is on='test'"):
+        learn.fit(1)
+    assert learn.recorder.raw_losses == []
+
+
+# What metrics hold
+
+
+class Holding(ll.AvgMetric):
+    """Keeps every prediction, as metrics of whole sets do; `refs` tells which of them are alive."""
+
+    def __init__(self, refs):
+        self.refs = refs
+        super().__init__(mae)
+
+    def reset(self):
+        super().reset()
+        self.preds = []
+
+    def accumulate(self, learn):
+        super().accumulate(learn)
+        self.preds.append(learn.pred.clone())
+        self.refs.append(weakref.ref(self.preds[-1]))
+
+
+def n_alive(refs):
+    return sum(ref() is not None for ref in refs)
+
+
+@pytest.mark.parametrize(("on", "n"), [(None, 6), ("train", 6), ("both", 12)])
+def test_no_prediction_stays_alive_in_a_metric_after_a_fit(on, n):
+    refs = []
+    trained(metrics=ll.mk_metric(Holding(refs), on=on))
+    assert (len(refs), n_alive(refs)) == (n, 0)
+
+
+def test_no_prediction_stays_alive_in_a_metric_after_a_validation():
+    refs = []
+    line_learner(metrics=Holding(refs)).validate()
+    assert (len(refs), n_alive(refs)) == (3, 0)
+
+
+def test_no_prediction_stays_alive_in_a_metric_after_a_fit_that_failed():
+    refs = []
+    fails = cancels("after_batch", ZeroDivisionError, batch=2)
+    learn = line_learner(fails, metrics=ll.mk_metric(Holding(refs), on="both"))
+    with pytest.raises(ZeroDivisionError):
+        learn.fit(1)
+    assert (len(refs), n_alive(refs)) == (2, 0)
+
+
+def test_the_predictions_of_a_set_are_gone_when_the_next_epoch_trains():
+    refs, counts = [], []
+    look = ll.Callback(before_train=lambda cb: counts.append((len(refs), n_alive(refs))))
+    trained(cbs=look, metrics=Holding(refs))
+    assert counts == [(0, 0), (3, 0)]
+
+
+def test_the_value_of_a_metric_is_read_until_the_end_of_the_epoch():
+    values = []
+    learn = trained(cbs=ll.Callback(after_epoch=lambda cb: values.append(float(cb.learn.metrics[0].value))))
+    assert values == [row["mae"] for row in learn.recorder.history]
+    assert learn.metrics[0].value is None
 
 
 # Losses and rates
@@ -348,7 +503,64 @@ def test_a_learner_that_was_never_trained_can_be_validated():
     assert list(learn.recorder.values) == []
 
 
+def test_what_a_metric_reads_is_not_copied_for_a_nested_validation():
+    class Counts(ll.Callback):
+        order = 99  # after the Recorder
+
+        def before_fit(self):
+            self.n, self.found = 0, []
+
+        def number(self):
+            return self.n
+
+        def after_batch(self):
+            self.n += 1
+            if self.training:
+                self.found.append((self.n, list(self.learn.validate())[1]))
+
+    counts = Counts()
+    trained(1, cbs=counts, metrics=ll.ValueMetric(counts.number))
+    assert counts.found == [(1, 1), (2, 2), (3, 3)]  # it does not hear the validation that it starts itself
+
+
 # State
+
+
+def test_a_state_taken_by_a_callback_that_hears_of_a_batch_first_has_that_batch_in_its_metrics():
+    def take(cb):
+        if cb.training and cb.epoch == 1 and cb.iter == 1:
+            states.append(cb.learn.state_dict())
+
+    states = []
+    for order in (0, 99):  # before the Recorder, and after it
+        cb = ll.Callback(after_batch=take)
+        cb.order = order
+        whole = trained(cbs=cb, recorder=ll.Recorder(train_metrics=True))
+
+    for state in states:
+        fresh = line_learner(recorder=ll.Recorder(train_metrics=True))
+        fresh.load_state_dict(state)
+        fresh.resume()
+        assert fresh.recorder.values == whole.recorder.values
+    assert len(states) == 2
+
+
+def test_taking_a_state_moves_no_metric():
+    take = ll.Callback(after_batch=lambda cb: cb.iter == 1 and cb.learn.state_dict())
+    recorders = [ll.Recorder(train_metrics=True) for _ in range(2)]
+    assert trained(cbs=take, recorder=recorders[0]).recorder.values == trained(recorder=recorders[1]).recorder.values
+
+
+def test_a_metric_on_train_survives_a_stop_in_the_middle_of_an_epoch():
+    def press_ctrl_c(cb):
+        if cb.epoch == 1 and cb.iter == 1 and cb.training:
+            signal.raise_signal(signal.SIGINT)
+
+    learn = line_learner(cbs=ll.Callback(after_batch=press_ctrl_c), metrics=ll.mk_metric(mae, on="both"))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2)
+    learn.resume()
+    assert learn.recorder.values == trained(metrics=ll.mk_metric(mae, on="both")).recorder.values
 
 
 def test_training_metrics_survive_a_stop_in_the_middle_of_an_epoch():

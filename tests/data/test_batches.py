@@ -21,6 +21,7 @@ from learnloop.data.batches import (
     find_bs,
     find_device,
     first_tensor,
+    get_model,
     model_caller,
     on_device,
     pick_loss,
@@ -182,6 +183,35 @@ def test_to_cpu_moves_to_the_host():
 
 def test_to_device_without_a_device_uses_the_default_one():
     assert find_device(to_device(rows())) == default_device()
+
+
+@pytest.fixture
+def accelerator(monkeypatch):
+    """The device `meta` in the place of an accelerator; what a test tells `default_device` is forgotten after it."""
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: META)
+    yield META
+    default_device(None)
+
+
+def test_the_default_device_is_the_accelerator_until_it_is_told_to_be_the_cpu(accelerator):
+    assert default_device() == default_device(use=-1) == accelerator
+    assert default_device(False) == CPU
+    assert default_device() == default_device(-1) == find_device(to_device(rows())) == CPU
+    assert default_device(True) == default_device() == accelerator
+    default_device(False)
+    assert default_device(None) == default_device() == accelerator
+
+
+def test_the_default_device_is_no_accelerator_where_there_is_none(accelerator, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: None)
+    assert default_device() == default_device(None) == CPU
+    with pytest.raises(RuntimeError, match=r"`default_device\(use=True\)`: torch sees no accelerator here"):
+        default_device(True)
+
+
+def test_the_default_device_is_not_told_by_name():
+    with pytest.raises(ValueError, match=r"`default_device\(use='cuda'\)`: pass True, False, None or -1"):
+        default_device("cuda")
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "own"])
@@ -430,6 +460,13 @@ def test_two_unknown_arguments_are_both_named():
 )
 def test_accepted_keywords_are_those_of_the_users_own_forward(model, names):
     assert accepted_keywords(model) == names
+
+
+def test_the_users_own_model_is_found_inside_wrappers():
+    model = Named()
+    assert get_model(model) is get_model(nn.DataParallel(model)) is model
+    assert get_model(torch.compile(nn.DataParallel(model), backend="eager")) is model
+    assert get_model(len) is len
 
 
 def test_accepted_keywords_is_none_for_a_model_that_takes_any():

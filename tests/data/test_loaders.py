@@ -1,7 +1,10 @@
 """DataLoaders and TensorLoader: what they give, keep and refuse."""
 
+import pickle
+import re
 from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,7 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from learnloop import DataLoaders, TensorLoader
 from learnloop.data.keyed import Key
-from learnloop.data.loaders import known_n_inp
+from learnloop.data.loaders import due_after, is_due, known_n_inp, name_of, names_of
 
 X = torch.arange(10.0)[:, None]
 Y = torch.arange(10) % 2
@@ -175,6 +178,183 @@ def test_a_loader_that_is_not_there_is_an_index_error():
         DataLoaders([[1]]).valid  # noqa: B018
 
 
+# Named validation sets
+
+
+def named(*loaders, **kwargs):
+    """A training and a validation loader, and what else is given."""
+    return DataLoaders([[1]], [[2]], *loaders, **{"device": "cpu", **kwargs})
+
+
+def test_a_mapping_names_further_loaders():
+    noisy, old = [[3]], [[4]]
+    several = named({"noisy": noisy, "old": old})
+    assert several.names == ["train", "valid", "noisy", "old"]
+    assert several.noisy is several["noisy"] is several[2] is noisy
+    assert several.old is several["old"] is several[-1] is old
+    assert (several["train"], several["valid"]) == ([[1]], [[2]])
+    assert len(several) == 4
+
+
+def test_a_named_loader_is_the_one_that_stands_at_its_number_now():
+    several = named({"noisy": [[3]]})
+    several.loaders[2] = [[4]]
+    assert several.noisy == [[4]]
+
+
+def test_names_are_among_the_attributes_that_are_listed():
+    assert {"noisy", "valid", "loaders"} <= set(dir(named({"noisy": [[3]]})))
+
+
+def test_a_further_loader_without_a_name_has_its_number():
+    several = named([[3]], {"noisy": [[4]]}, [[5]])
+    assert several.names == ["train", "valid", None, "noisy", None]
+    assert (several[2], several.noisy, several[4]) == ([[3]], [[4]], [[5]])
+
+
+def test_a_mapping_may_stand_in_the_place_of_valid():
+    several = DataLoaders([[1]], {"clean": [[2]], "noisy": [[3]]})
+    assert several.names == ["train", "clean", "noisy"]
+    assert (several.valid, several.clean, several.noisy) == ([[2]], [[2]], [[3]])
+
+
+def test_the_first_of_a_mapping_in_the_place_of_valid_may_be_called_valid():
+    assert DataLoaders([[1]], {"valid": [[2]], "noisy": [[3]]}).names == ["train", "valid", "noisy"]
+
+
+def test_a_mapping_without_entries_adds_nothing():
+    assert DataLoaders([[1]], {}).names == ["train"]
+    assert named({}).names == ["train", "valid"]
+
+
+def test_named_loaders_go_to_another_device_with_the_others():
+    several = DataLoaders(TensorLoader(X), {"noisy": TensorLoader(X)}, device="meta")
+    assert several.noisy.device == torch.device("meta")
+
+
+def test_named_loaders_are_there_in_a_copy():
+    several = pickle.loads(pickle.dumps(named({"noisy": [[3]]}, every={"noisy": 2})))
+    assert (several.noisy, several.every) == ([[3]], {"noisy": 2})
+
+
+def test_a_name_that_is_not_there_is_an_error_with_the_nearest_spelling():
+    several = named({"noisy": [[3]]})
+    message = "there is no loader `nosy`; there is train, valid, noisy. Did you mean `noisy`?"
+    with pytest.raises(KeyError, match=re.escape(message)):
+        several["nosy"]
+    with pytest.raises(AttributeError, match="'DataLoaders' object has no attribute 'nosy'"):
+        several.nosy  # noqa: B018
+
+
+def test_an_attribute_error_of_a_property_is_its_own():
+    with pytest.raises(AttributeError, match="'list' object has no attribute 'dataset'"):
+        named({"noisy": [[3]]}).train_ds  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("loaders", "error", "message"),
+    [
+        ([{"train": [[1]]}], TypeError, "the first loader is a mapping, but that one trains"),
+        ([[[1]], [[2]], {"train": [[3]]}], ValueError, "`train` cannot name this validation set: `dls.train` is some"),
+        ([[[1]], [[2]], {"bs": [[3]]}], ValueError, "`bs` cannot name .* `dls.bs` is something else already. Rename"),
+        ([[[1]], [[2]], {"path": [[3]]}], ValueError, "`path` cannot name this validation set"),
+        ([[[1]], [[2]], {"one_batch": [[3]]}], ValueError, "`one_batch` cannot name this validation set"),
+        ([[[1]], [[2]], {"valid": [[3]]}], ValueError, "`dls.valid` is the first loader after the training loader"),
+        ([[[1]], {"a": [[2]], "valid": [[3]]}], ValueError, "`dls.valid` is the first loader after the training"),
+        ([[[1]], {"a": [[2]]}, {"a": [[3]]}], ValueError, "`a` cannot name .* `dls.a` is something else already"),
+        ([[[1]], {0: [[2]]}], TypeError, "0 is no name for a validation set; pass a string that is not empty"),
+        ([[[1]], {"": [[2]]}], TypeError, "'' is no name for a validation set"),
+        ([[[1]], {"a": 3}], TypeError, "loader 1 is a int, which cannot be iterated"),
+    ],
+)
+def test_a_name_by_which_a_set_could_not_be_reached_is_refused(loaders, error, message):
+    with pytest.raises(error, match=message):
+        DataLoaders(*loaders)
+
+
+# When they are validated
+
+
+@pytest.mark.parametrize(
+    ("n_epoch", "every", "epochs"),
+    [(6, 1, [0, 1, 2, 3, 4, 5]), (6, 2, [1, 3, 5]), (5, 2, [1, 3, 4]), (4, 5, [3]), (7, 3, [2, 5, 6]), (0, 2, [])],
+)
+def test_what_is_done_every_n_epochs_is_done_after_the_last_one_too(n_epoch, every, epochs):
+    assert [e for e in range(n_epoch) if is_due(e, n_epoch, every)] == epochs
+
+
+def test_named_sets_come_after_valid_and_loaders_without_a_name_never():
+    several = named([[3]], {"noisy": [[4]], "old": [[5]]}, every={"old": 2})
+    assert [due_after(several, epoch, 3) for epoch in range(3)] == [[1, 3], [1, 3, 4], [1, 3, 4]]
+
+
+def test_valid_has_a_cadence_too():
+    several = named({"noisy": [[3]]}, every={"valid": 3})
+    assert [due_after(several, epoch, 4) for epoch in range(4)] == [[2], [2], [1, 2], [1, 2]]
+
+
+def test_without_a_validation_loader_nothing_is_due():
+    assert due_after(DataLoaders([[1]]), 0, 1) == []
+
+
+@pytest.mark.parametrize(
+    ("every", "message"),
+    [
+        ({"nosy": 2}, "`every` names `nosy`, which is no validation set; there is valid, noisy. Did you mean `noisy`?"),
+        ({"train": 2}, "`every` names `train`, which is no validation set; there is valid, noisy."),
+        ({"noisy": 0}, "`every={'noisy': 0}`: pass a whole number of epochs, 1 or more."),
+        ({"noisy": 1.5}, "`every={'noisy': 1.5}`: pass a whole number of epochs, 1 or more."),
+        ({"noisy": True}, "`every={'noisy': True}`: pass a whole number of epochs, 1 or more."),
+    ],
+)
+def test_a_wrong_cadence_is_refused(every, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        named({"noisy": [[3]]}, every=every)
+
+
+class Foreign:
+    """Loaders put together elsewhere: by number, with a length, and by name."""
+
+    def __init__(self, *loaders):
+        self.loaders = loaders
+
+    def __getitem__(self, i):
+        return self.loaders[i]
+
+    def __len__(self):
+        return len(self.loaders)
+
+    train = property(lambda self: self[0])
+    valid = property(lambda self: self[1])
+
+
+@pytest.mark.parametrize(
+    ("dls", "names", "due"),
+    [
+        (Foreign([[1]]), ["train"], []),
+        (Foreign([[1]], [[2]]), ["train", "valid"], [1]),
+        (Foreign([[1]], [[2]], [[3]]), ["train", "valid", None], [1]),
+        (Foreign([[1]], None), ["train", None], []),
+        (SimpleNamespace(train=[[1]], valid=[[2]]), ["train", "valid"], [1]),
+        (SimpleNamespace(train=[[1]]), ["train", None], []),
+    ],
+)
+def test_loaders_put_together_elsewhere_have_a_training_and_a_validation_set(dls, names, due):
+    assert names_of(dls) == names
+    assert due_after(dls, 0, 2) == due
+
+
+def test_a_loader_by_any_number_has_its_name():
+    several = named([[3]], {"noisy": [[4]]})
+    assert [name_of(several, i) for i in (0, 1, 2, 3, -1, 4, -5, "noisy")] == [
+        *("train", "valid", None, "noisy"),
+        *("noisy", None, None, "noisy"),
+    ]
+
+
+# Datasets
+
+
 def test_datasets_are_reached_too():
     both = DataLoaders(DataLoader(range(4), 2), DataLoader(range(3), 2))
     assert (both.train_ds, both.valid_ds) == (range(4), range(3))
@@ -337,6 +517,15 @@ def test_from_dsets_without_a_validation_set_has_one_loader():
     assert len(DataLoaders.from_dsets(range(4))) == 1
 
 
+def test_from_dsets_takes_several_validation_sets_by_name():
+    several = DataLoaders.from_dsets(
+        range(10), {"valid": range(6), "old": range(3)}, bs=4, device="cpu", every={"old": 2}
+    )
+    assert (several.names, several.every) == (["train", "valid", "old"], {"old": 2})
+    assert [batch.tolist() for batch in several.old] == [[0, 1, 2]]
+    assert several.old.batch_size == 4
+
+
 def test_a_seed_is_kept_for_the_data_of_every_fit():
     assert DataLoaders.from_dsets(range(4), seed=3).seed == 3
     assert DataLoaders.from_dsets(range(4)).seed is None
@@ -350,3 +539,9 @@ def test_loaders_show_their_sizes():
     assert repr(dls()) == "DataLoaders(3 batches, 2 batches, bs=4, device=cpu)"
     assert repr(DataLoaders(DataLoader(Stream(), 2), device="cpu")) == "DataLoaders(? batches, bs=2, device=cpu)"
     assert repr(DataLoaders([], device="cpu")) == "DataLoaders(0 batches, bs=None, device=cpu)"
+
+
+def test_named_loaders_show_their_names_and_how_often_they_are_validated():
+    several = named([[3]], {"noisy": [[4], [5]], "old": [[6]]}, every={"old": 5})
+    sizes = "1 batches, 1 batches, 1 batches, noisy: 2 batches, old: 1 batches every 5 epochs"
+    assert repr(several) == f"DataLoaders({sizes}, bs=None, device=cpu)"

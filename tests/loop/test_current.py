@@ -37,6 +37,8 @@ class Look(Callback):
 
 # Batches of every kind
 
+without_targets = pytest.mark.filterwarnings("ignore:nothing was trained")
+
 
 @pytest.mark.parametrize("kind", [tuple, list, namedtuple("Pair", "x y")._make], ids=["tuple", "list", "namedtuple"])
 def test_of_a_sequence_the_last_is_the_target_and_the_others_are_inputs(kind):
@@ -73,6 +75,7 @@ def test_inputs_may_be_nested():
     assert isinstance(look.seen[0]["x"], tuple) and learn.opt_iter == 1
 
 
+@without_targets
 def test_a_bare_tensor_is_one_input_without_target():
     learn = fitted(X, look := Look(), heard := Heard())
     assert look.seen[0]["xb"] == (X,) and look.seen[0]["yb"] == ()
@@ -80,6 +83,7 @@ def test_a_bare_tensor_is_one_input_without_target():
     assert "before_backward" not in heard.events and learn.opt_iter == 0
 
 
+@without_targets
 def test_a_tuple_of_one_is_one_input_without_target():
     fitted((X,), look := Look())
     assert look.seen[0]["xb"] == (X,) and look.seen[0]["yb"] == ()
@@ -109,6 +113,7 @@ def test_a_target_key_that_the_batch_does_not_have_is_an_error():
         fitted({"values": X, "height": Y}, model=ByName(1, 1), targets="hight")
 
 
+@without_targets
 def test_a_mapping_without_targets_has_none():
     learn = fitted({"values": X}, look := Look(), model=ByName(1, 1))
     assert look.seen[0]["yb"] == () and learn.opt_iter == 0
@@ -253,6 +258,7 @@ def test_a_missing_loss_is_an_error_that_says_what_to_pass():
     )
 
 
+@without_targets
 def test_without_targets_and_without_loss_func_a_model_just_predicts():
     learn = fitted(X, look := Look(), loss_func=None)
     assert look.seen[0]["pred"] is not None and learn.opt_iter == 0
@@ -525,3 +531,23 @@ def test_the_model_may_be_replaced_in_the_middle_of_a_fit():
     ]
     learner(cbs, dls=DataLoaders([(X, Y)], device="cpu")).fit(1)
     assert seen == [[7.0, 7.0, 7.0]]
+
+
+def test_beside_a_loss_function_after_pred_sees_the_whole_output_and_the_loss_its_logits():
+    class Output:
+        def __init__(self, logits):
+            self.logits, self.hidden = logits, logits + 1
+
+    class Model(nn.Linear):
+        def forward(self, x):
+            return Output(super().forward(x))
+
+    seen = []
+
+    def look(cb):
+        seen.append(type(cb.pred).__name__)
+
+    learner(model=Model(1, 1), cbs=Callback(after_pred=look, after_loss=look)).one_batch(
+        0, (torch.ones(2, 1), torch.ones(2, 1))
+    )
+    assert seen == ["Output", "Tensor"]

@@ -718,3 +718,15 @@ def test_every_event_by_hand_is_harmless_on_a_fresh_learner():
     learn: Learner = learner()
     for name in EVENTS:
         assert learn(name) is None
+
+
+def test_removed_cbs_that_come_back_before_their_turn_hear_the_running_event():
+    class Away(Callback):
+        def after_validate(self):
+            with self.learn.removed_cbs(Heard):
+                self.learn.validate()
+
+    heard = Heard()
+    heard.order = 1
+    learner(cbs=[Away(), heard]).fit(1)
+    assert heard.events.count("after_validate") == 1

@@ -50,6 +50,19 @@ def test_without_len_pct_train_moves_from_epoch_to_epoch():
     assert seen == [0.0, 0.0, 0.5, 0.5]
 
 
+class Says(Stream):
+    """A loader that has not as many batches as it says."""
+
+    def __len__(self):
+        return 2
+
+
+def test_a_loader_with_more_batches_than_it_says_leads_pct_train_no_further_than_the_epochs_end():
+    seen = []
+    learner(Callback(after_batch=lambda cb: seen.append(cb.pct_train)), dls=over(Says(4))).fit(2)
+    assert seen == [0.25, 0.5, 0.5, 0.5, 0.75, 1.0, 1.0, 1.0]
+
+
 def test_batches_made_beforehand_in_a_list_are_a_loader():
     batches = list(tensor_loader(3))
     learn = learner(dls=over(batches, batches))
@@ -112,6 +125,36 @@ def test_a_loader_that_fails_is_noted_with_the_phase():
             learner(dls=dls).fit(1)
         phase = "training" if training else "validation"
         assert caught.value.__notes__[0].startswith(f"raised by the {phase} loader")
+
+
+# Batches without targets
+
+
+@pytest.mark.parametrize(
+    ("batch", "shown"),
+    [
+        ({"x": torch.zeros(2, 1), "height": torch.zeros(2, 1)}, "({x: float32[2, 1] cpu, height: float32[2, 1] cpu})"),
+        (torch.zeros(2, 1), "(float32[2, 1] cpu)"),
+    ],
+)
+def test_a_fit_over_batches_without_targets_warns_that_it_trained_nothing_and_shows_one(batch, shown):
+    learn = learner(dls=over([batch]), model=lambda x: x)
+    with pytest.warns(UserWarning) as caught:
+        learn.fit(1)
+    assert [str(w.message) for w in caught] == [
+        f"nothing was trained: there is no loss, because batches like {shown} have no targets. Say where they are: "
+        "`DataLoaders(…, targets=…)` names the keys of a mapping, `n_inp=…` splits a tuple."
+    ]
+
+
+@pytest.mark.parametrize("event_name", ["before_batch", "after_pred"])
+@pytest.mark.filterwarnings("error")
+def test_a_callback_that_brings_targets_or_cancels_says_itself_what_is_trained(event_name):
+    def supply(cb):
+        cb.learn.yb = (cb.x,)
+
+    learner(Callback(**{event_name: supply}), dls=over([torch.zeros(2, 1)])).fit(1)
+    learner(Callback(**{event_name: raising(CancelBatchException)})).fit(1)
 
 
 # fit(n_step=…, valid_every=…)
@@ -212,6 +255,13 @@ def test_a_model_without_parameters_raises_too_instead_of_running_for_ever():
 def test_a_loader_that_yields_nothing_raises_too():
     with pytest.raises(RuntimeError, match=r"made no update.*that the loader is not empty"):
         learner(dls=over(Stream(0))).fit(n_step=2)
+
+
+def test_an_iterator_that_can_be_read_only_once_raises_at_its_end():
+    learn = learner(dls=over(iter(list(tensor_loader(3)))))
+    with pytest.raises(RuntimeError, match=r"\(0 batches\) made no update.*that it can be iterated more than once"):
+        learn.fit(n_step=5)
+    assert learn.opt_iter == 3
 
 
 def test_a_training_phase_cancelled_in_each_epoch_does_not_run_for_ever():

@@ -1,0 +1,124 @@
+"""Loaders for predictions: every sample once, nothing dropped, and the order known."""
+
+from typing import Any
+
+import torch
+from fastcore.foundation import L
+from torch import Tensor
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    default_collate,
+)
+
+from learnloop.data.batches import rebuilt
+from learnloop.data.keyed import is_plain
+from learnloop.data.loaders import TensorLoader
+
+#: Samplers that draw from the whole dataset; unshuffled, each of its samples comes once.
+_OF_ALL = (SequentialSampler, RandomSampler, WeightedRandomSampler)
+
+
+def once(dl: Any, in_order: bool = True) -> tuple[Any, list[list[int]] | None]:
+    """A loader like `dl` that leaves nothing out, and the indices of its batches where they are not simply in order.
+
+    `in_order`: unshuffled where that can be done. Our own and plain torch loaders are made anew; a batch sampler of the
+    user's own keeps its batches, which may have been put together for a reason (such as similar length). Any other
+    iterable is handed back as it is.
+    """
+    if isinstance(dl, TensorLoader):
+        return dl.new(drop_last=False, **({"shuffle": False} if in_order else {})), None
+    if is_plain(dl):
+        return _torch_once(dl, in_order)
+    if hasattr(dl, "new") and hasattr(dl, "get_idxs"):  # fastai's
+        return dl.new(drop_last=False, **({"shuffle": False} if in_order else {})), None
+    return dl, None
+
+
+def _torch_once(dl: DataLoader, in_order: bool) -> tuple[Any, list[list[int]] | None]:
+    if dl.batch_sampler is None:  # the dataset gives whole batches
+        return (_like(dl, batch_size=None) if in_order else dl), None
+    if type(dl.batch_sampler) is not BatchSampler:
+        return _with_its_batches(dl, list(dl.batch_sampler)) if in_order else (dl, None)
+    bs, sampler = dl.batch_sampler.batch_size, dl.batch_sampler.sampler
+    if not in_order:
+        return _like(dl, batch_size=bs, sampler=sampler), None
+    if type(sampler) in _OF_ALL:
+        return _like(dl, batch_size=bs), None
+    if type(sampler) is SubsetRandomSampler:
+        return _like(dl, batch_size=bs, sampler=sorted(sampler.indices)), None
+    return _with_its_batches(dl, list(BatchSampler(sampler, bs, drop_last=False)))
+
+
+def _with_its_batches(dl: DataLoader, order: list[list[int]]) -> tuple[Any, list[list[int]]]:
+    return _like(dl, batch_sampler=order), order
+
+
+def _like(dl: DataLoader, **order: Any) -> DataLoader:
+    """A torch loader over the same dataset, read and collated in the same way."""
+    new = DataLoader(
+        dl.dataset,
+        collate_fn=dl.collate_fn,
+        num_workers=dl.num_workers,
+        pin_memory=dl.pin_memory,
+        timeout=dl.timeout,
+        worker_init_fn=dl.worker_init_fn,
+        multiprocessing_context=dl.multiprocessing_context,
+        prefetch_factor=dl.prefetch_factor,
+        **order,
+    )
+    if hasattr(dl, "n_inp"):
+        new.n_inp = dl.n_inp
+    return new
+
+
+def in_dataset_order(value: Any, indices: list[int], dim: int = 0) -> Any:
+    """What was gathered for the samples `indices`, sorted by index; tensors along `dim`, of any structure."""
+    order = sorted(range(len(indices)), key=indices.__getitem__)
+
+    def sort(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return value.index_select(dim, torch.tensor(order))
+        if isinstance(value, L):  # samples that could not be joined
+            return L(value[i] for i in order)
+        return rebuilt(value, sort)
+
+    return sort(value)
+
+
+class OneItem(list):
+    """A loader of one ready batch, which says how many of its elements are inputs."""
+
+    def __init__(self, batch: Any, n_inp: int):
+        super().__init__([batch])
+        self.n_inp = n_inp
+
+
+def one_item_batch(dls: Any, item: Any) -> OneItem:
+    """One sample's input as a batch, collated as the validation loader collates; of a tuple the first are inputs."""
+    like = dls[min(1, len(dls) - 1)] if hasattr(dls, "__len__") else dls.train
+    own = like.collate_fn if isinstance(like, DataLoader) and like.batch_sampler is not None else default_collate
+    item = torch.tensor(item) if isinstance(item, list) else item
+    batch = own([item])
+    n = len(item) if isinstance(item, tuple) else 1
+    if n > 1:
+        n = min(n, getattr(dls, "n_inp", n))
+    return OneItem(tuple(batch) if isinstance(item, tuple) else batch, n)
+
+
+def first_sample(value: Any) -> Any:
+    """The first sample of what was gathered, of any structure."""
+    return value[0] if isinstance(value, (Tensor, L)) else rebuilt(value, first_sample)
+
+
+def label_of(vocab: Any, decoded: Any) -> Any:
+    """The name of a decoded prediction: of its class, or of the classes that are there; itself where none is known."""
+    if vocab is None or not isinstance(decoded, Tensor) or decoded.is_floating_point():
+        return decoded
+    if decoded.dtype == torch.bool:
+        return [name for name, there in zip(vocab, decoded.tolist(), strict=True) if there]
+    return vocab[int(decoded)] if decoded.ndim == 0 else [vocab[i] for i in decoded.tolist()]
