@@ -8,6 +8,7 @@ import re
 import secrets
 import shutil
 import struct
+import threading
 import warnings
 import zipfile
 import zlib
@@ -111,6 +112,7 @@ _FOLDER = 0x10  # what marks a folder in a zip file
 _ALSO_PLAIN: list[Any] = [L, np.dtype, *(getattr(np.dtypes, name) for name in np.dtypes.__all__)]
 _SCALAR = np.float64(0).__reduce__()[0]
 _ALSO_PLAIN += [(_SCALAR, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core")]
+_reading = threading.Lock()
 
 
 def read_plain(path: str | Path, device: Device = None) -> Any:
@@ -119,17 +121,26 @@ def read_plain(path: str | Path, device: Device = None) -> Any:
     Tensors come to `device`, host memory by default. FileNotFoundError names files that look alike, `FileDamaged` is
     for one that is cut or changed, ValueError for one that holds code or is of another kind.
     """
-    torch.empty(0, device=place(device))  # torch's own error where there is no such device
+    torch.empty(0, device=_place(device))  # torch's own error where there is no such device
     with opened_whole(path) as file:
         try:
-            with torch.serialization.safe_globals(_ALSO_PLAIN):
-                return torch.load(file, map_location=place(device), weights_only=True)
+            with _fastai_is_plain():
+                return torch.load(file, map_location=_place(device), weights_only=True)
         except pickle.UnpicklingError as error:
             raise _refused(Path(path), error) from None
         except (MemoryError, torch.OutOfMemoryError):
             raise
         except Exception as error:  # a changed bit in what zip keeps no checksum of: its list of contents
             raise _damaged(Path(path), str(error).partition("\n")[0]) from error
+
+
+@contextmanager
+def _fastai_is_plain() -> Iterator[None]:
+    """Lets torch make what fastai's files hold; its list of such kinds is one for the process, and left as it was."""
+    with _reading:
+        known = torch.serialization.get_safe_globals()
+        with torch.serialization.safe_globals([kind for kind in _ALSO_PLAIN if kind not in known]):
+            yield
 
 
 @contextmanager
@@ -193,7 +204,7 @@ def _refused(path: Path, error: Exception) -> ValueError:
     )
 
 
-def place(device: Device) -> torch.device:
+def _place(device: Device) -> torch.device:
     """The device that an argument names: a number is a GPU's, None the host."""
     return torch.device("cuda", device) if isinstance(device, int) else torch.device(device or "cpu")
 
@@ -407,7 +418,7 @@ def read_safetensors(path: Path, device: Device = None) -> dict[str, Tensor]:
         raise _damaged(path, str(error)) from error
     if expected is not None and expected != json.dumps(checksum(tensors)):
         raise _damaged(path, "its tensors are not what was written")
-    return {name: tensor.to(place(device)) for name, tensor in tensors.items()}
+    return {name: tensor.to(_place(device)) for name, tensor in tensors.items()}
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> int:

@@ -8,7 +8,6 @@ import io
 import json
 import pickle
 import types
-import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial, wraps
@@ -45,21 +44,8 @@ FORMATS = {"pickle": ".pkl", "safetensors": SAFETENSORS, "pt2": ".pt2"}
 
 #: What a learner keeps of a run and of its callbacks' places; the copy in a file begins without.
 _OF_A_RUN = (
-    *(
-        "dl",
-        "dl_name",
-        "batch",
-        "xb",
-        "yb",
-        "pred",
-        "_raw_loss",
-        "_loss",
-        "_loss_grad",
-        "_last_loss",
-        "_output_loss",
-        "_device",
-    ),
-    *("_moves", "_caller", "_n_inp", "_rated", "_passes", "_point", "_no_point", "_call", "_resuming"),
+    *("dl", "dl_name", "batch", "xb", "yb", "pred", "_raw_loss", "_loss", "_loss_grad", "_last_loss", "_output_loss"),
+    *("_device", "_moves", "_caller", "_n_inp", "_rated", "_passes", "_point", "_no_point", "_call", "_resuming"),
     *("_validation_start", "_pass_random", "_stage", "interrupted", "_stop_requested", "_stop_late"),
     *("_train_handlers", "_valid_handlers", "_cleanup_handlers", "_silent"),
 )
@@ -108,9 +94,7 @@ def _pickled(learn: Any, module: Any, protocol: int) -> Writer:
 
     def write(file: BinaryIO) -> None:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore", UserWarning)  # torch's, about sources it cannot find
-                torch.save(learn, file, pickle_module=exporting, pickle_protocol=protocol)
+            torch.save(learn, file, pickle_module=exporting, pickle_protocol=protocol)
         except OSError:
             raise
         except Exception as error:
@@ -379,9 +363,10 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
 def _unpicklable(learn: Any, instead: _Instead, module: Any, error: Exception) -> str:
     where, thing = _culprit(learn, "learn", instead, module)
     what = "a function" if isroutine(thing) else f"a {type(thing).__name__}"
-    hint = "Define it at the top of a module"
-    if module is pickle:
-        hint += ", or `pip install cloudpickle`, which stores functions of cells and lambdas too"
+    hint = "Leave it out in a `__getstate__` of what holds it"
+    if isroutine(thing) or isinstance(thing, type):
+        cell = ", or `pip install cloudpickle`, which stores functions of cells and lambdas too"
+        hint = "Define it at the top of a module" + (cell if module is pickle else "")
     return f"`{where}` is {what} that cannot be stored: {error}. {hint}, or take it off before the export."
 
 

@@ -19,7 +19,7 @@ from learnloop.callbacks.predictions import GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler
-from learnloop.checkpoint import load_model, save_model, weights_path
+from learnloop.checkpoint import SAFETENSORS, load_model, save_model, weights_path
 from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
@@ -510,11 +510,11 @@ class Learner(TrainingLoop):
 
         FileNotFoundError, `FileDamaged`, or a ValueError that says what does not fit; then nothing has changed.
         """
-        former = self.opt
-        if former is None:
-            self.create_opt()
+        path, former = weights_path(self, file), self.opt
         try:
-            load_model(weights_path(self, file), self.model, self.opt, with_opt, device, strict)
+            if former is None and with_opt is not False and path.suffix != SAFETENSORS:
+                self.create_opt()
+            load_model(path, self.model, self.opt, with_opt, device, strict)
         except BaseException:
             self.opt = former
             raise

@@ -119,6 +119,15 @@ def test_hypers_come_back(tmp_path):
     assert {"lr": 0.07, "wd": 0.3}.items() <= dict(other.opt.hypers[0]).items()
 
 
+def test_plain_data_in_the_optimizers_state_comes_back(tmp_path):
+    learn, other = learner(tmp_path), learner(tmp_path)
+    learn.fit(1)
+    learn.opt.state[learn.model[0].weight]["seen"] = np.arange(3)
+    learn.save("a")
+    other.load("a", with_opt=True)
+    assert other.opt.state[other.model[0].weight]["seen"].tolist() == [0, 1, 2]
+
+
 def test_loading_goes_into_the_parameters_that_are_there(tmp_path):
     learn = learner(tmp_path)
     learn.save("a")
@@ -131,6 +140,9 @@ def test_loading_makes_an_optimizer_where_there_is_none(tmp_path):
     learner(tmp_path).save("a")
     learn = learner(tmp_path)
     learn.load("a", with_opt=False)
+    assert learn.opt is None  # nobody asked for one
+    with pytest.warns(UserWarning, match="holds no state of an optimizer"):
+        learn.load("a")
     assert isinstance(learn.opt, ll.Adam)
 
 
@@ -300,6 +312,18 @@ def test_a_file_in_the_layout_of_fastai_is_read(tmp_path):
     learn.load(tmp_path / "fastai", with_opt=True)
     assert torch.equal(learn.model[0].weight, model["0.weight"])
     assert learn.opt.hypers[0]["lr"] == 0.25
+
+
+def test_reading_leaves_torchs_list_of_plain_kinds_as_it_is(tmp_path):
+    path = learner(tmp_path).save("a")
+    former = torch.serialization.get_safe_globals()
+    try:
+        torch.serialization.add_safe_globals([L])
+        read_plain(path)
+        assert set(torch.serialization.get_safe_globals()) == {*former, L}
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(former)
 
 
 def test_the_file_has_the_layout_that_fastai_reads(tmp_path):
@@ -495,7 +519,7 @@ def test_a_file_that_is_cut_anywhere_is_found_to_be_damaged(small):
 
 
 def test_no_flipped_bit_changes_what_is_read(small):
-    """A bit in every other byte; those in dates and padding change nothing. torch alone reads past most of the others."""
+    """A bit in every other byte; those in dates and padding change nothing. torch alone reads past most others."""
     data, state, path = small
     for i in range(0, len(data), 2):
         changed = bytearray(data)
@@ -619,6 +643,14 @@ def test_a_full_disk_leaves_the_earlier_file_and_no_other(tmp_path):
         assert [p.name for p in path.parent.iterdir()] == ["a.pth"]
     learn.save("a")
     assert path.read_bytes() != before
+
+
+def test_a_disk_that_fills_up_while_torch_writes_is_the_systems_error_too(tmp_path):
+    """torch raises a RuntimeError about positions in its file in place of what stopped it."""
+    state = {"a": torch.ones(20_000), "b": torch.ones(20_000)}
+    with largest_file(100_000), pytest.raises(OSError, match="File too large; nothing was written"):
+        write_atomically(tmp_path / "a", lambda file: torch.save(state, file))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
