@@ -33,6 +33,10 @@ class ProgressCallback(Callback):
         self._former_logger: Any = None
         self._table: _PlainTable | None = None
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has no bars before its own fit: those of a terminal cannot be stored."""
+        return {**vars(self), "mbar": None, "pbar": None, "_bars": None, "_next_draw": math.inf}
+
     def before_fit(self) -> None:
         """Shows the bar over the epochs and the titles of the table, for a training."""
         learn = self.learn
