@@ -34,7 +34,7 @@ def outcome(*arguments, capsys):
 
 def test_demo_reaches_98_percent_and_writes_the_learning_curve(tmp_path):
     process = start("demo", cwd=tmp_path)
-    out, err = process.communicate(timeout=60)
+    out, err = process.communicate(timeout=110)
     assert (process.returncode, err) == (0, "")
     *table, curve, accuracy = out.splitlines()
     assert [line.split()[0] for line in table] == ["epoch", "0", "1", "2", "3", "4", "5", "6", "7"]
