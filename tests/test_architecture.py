@@ -17,7 +17,7 @@ PACKAGE = ROOT / "learnloop"
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  losses  plots",
-    "loop.ordering  loop.kept  loop.notes  data.keyed  metrics  optim.optimizer",
+    "loop.ordering  loop.kept  loop.notes  data.keyed  metrics",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores",
     "loop.interrupt  loop.state  loop.dispatch",

@@ -1,0 +1,107 @@
+"""Whole algorithms as one stepper: torch's fused updates over our state, with the numbers of the single steppers."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim.adam import adam
+from torch.optim.sgd import sgd
+
+from learnloop.optim.steppers import list_stepper
+
+_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
+
+
+@list_stepper(wd=0.0)
+def fused_sgd(
+    ps: list[Tensor],
+    lr: float,
+    mom: float,
+    wd: float,
+    do_wd: bool = True,
+    grad_avg: list[Tensor] | None = None,
+    has_momentum: bool = True,  # False keeps no `grad_avg`
+    decouple_wd: bool = True,
+    kept: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any] | None:
+    """`weight_decay` or `l2_reg`, `average_grad`, and `momentum_step` or `sgd_step`, at once."""
+    kept = {} if kept is None else kept
+    fused = kept["fused"] if "fused" in kept else kept.setdefault("fused", _fusable(ps[0]))
+    decay = wd if do_wd else 0.0
+    if has_momentum and grad_avg is None:
+        grad_avg = [torch.zeros_like(p) for p in ps]
+    if decay and decouple_wd and (has_momentum or not fused):
+        torch._foreach_mul_(ps, 1 - lr * decay)
+        decay = 0.0  # without momentum the gradient's way is the same: p - lr * (grad + wd * p)
+    sgd(
+        ps,
+        [p.grad for p in ps],
+        grad_avg if has_momentum else kept.get("absent") or kept.setdefault("absent", [None] * len(ps)),
+        has_sparse_grad=not fused and _is_sparse(ps[0]),
+        fused=fused,
+        weight_decay=decay,
+        # At 0 torch leaves the average alone; it must become the gradient, as it does at the smallest number.
+        momentum=(mom or sys.float_info.min) if has_momentum else 0.0,
+        lr=lr,
+        dampening=0.0,
+        nesterov=False,
+        maximize=False,
+    )
+    return {"grad_avg": grad_avg} if has_momentum else None
+
+
+@list_stepper(eps=1e-5, wd=0.0)
+def fused_adam(
+    ps: list[Tensor],
+    lr: float,
+    mom: float,
+    sqr_mom: float,
+    eps: float,
+    wd: float,
+    do_wd: bool = True,
+    step: int = 0,
+    grad_avg: list[Tensor] | None = None,
+    sqr_avg: list[Tensor] | None = None,
+    decouple_wd: bool = True,
+    kept: dict[str, Any] | None = None,
+    **kwargs: Any,
+) -> dict[str, Any]:
+    """`weight_decay` or `l2_reg`, both averages dampened, `step_stat` and `adam_step`, at once."""
+    kept = {} if kept is None else kept
+    grad_avg = [torch.zeros_like(p) for p in ps] if grad_avg is None else grad_avg
+    sqr_avg = [torch.zeros_like(p) for p in ps] if sqr_avg is None else sqr_avg
+    if "steps" not in kept:
+        kept["fused"] = _fusable(ps[0])
+        device = ps[0].device if kept["fused"] else "cpu"
+        kept["steps"] = list(torch.full((len(ps),), float(step), device=device).unbind())  # torch counts in these
+    adam(
+        ps,
+        [p.grad for p in ps],
+        grad_avg,
+        sqr_avg,
+        [],
+        kept["steps"],
+        fused=kept["fused"],
+        has_complex=kept["fused"] is None,  # may be; torch's fused form takes none
+        decoupled_weight_decay=decouple_wd,
+        amsgrad=False,
+        beta1=mom,
+        beta2=sqr_mom,
+        lr=lr,
+        weight_decay=wd if do_wd else 0.0,
+        eps=eps,
+        maximize=False,
+    )
+    return {"grad_avg": grad_avg, "sqr_avg": sqr_avg, "step": step + 1}
+
+
+def _fusable(p: Tensor) -> bool | None:
+    """True where torch has a fused form; None: it chooses between its others."""
+    plain = type(p) in (Tensor, torch.nn.Parameter) and p.device.type in _FUSED_DEVICES and p.is_floating_point()
+    return True if plain and not _is_sparse(p) else None
+
+
+def _is_sparse(p: Tensor) -> bool:
+    return p.grad is not None and p.grad.is_sparse
