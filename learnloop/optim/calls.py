@@ -15,40 +15,26 @@ FLAGS = ("do_wd", "force_train", "is_hidden")  # no weight decay if False; train
 class Call:
     """Parameters of one group that are alike in device, precision, and the flags and numbers in their state."""
 
-    group: int
-    params: list[Any]
-    states: list[dict[str, Any]]
-    columns: dict[str, Any] | None = None  # the states as steppers over lists get them; None: to be made anew
-    kept: dict[str, Any] = field(default_factory=dict)  # what steppers keep beside the state, while this call lasts
+    hypers: dict[str, Any]  # the live dict of their group
+    params: list[Any] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
+    columns: dict[str, Any] = field(default_factory=dict)  # the states as steppers over lists get them
+    steppers: list[Callable[..., Any]] = field(default_factory=list)  # each a function of the list and keywords
 
-    def run(self, stepper: Callable[..., Any], hypers: Mapping[str, Any]) -> None:
-        """One stepper over all parameters: at once if it takes lists, else one by one."""
-        if takes_lists(stepper):
-            columns = self.columns if self.columns is not None else self._made_columns()
-            new = stepper(self.params, **{**columns, **hypers})
-            if isinstance(new, dict):
-                self._take(new, columns)
-            return
-        for p, state in zip(self.params, self.states, strict=True):
-            new = stepper(p, **{**state, **hypers})
-            if isinstance(new, dict):
-                state.update(new)
-                self.columns = None
-
-    def _made_columns(self) -> dict[str, Any]:
+    def read_states(self) -> None:
+        """Makes the columns anew; `kept` is what steppers keep beside the state while this call lasts."""
         names = dict.fromkeys(name for state in self.states for name in state)
         columns = {name: _column([state.get(name) for state in self.states]) for name in names}
-        self.columns = {**columns, "kept": self.kept}
-        return self.columns
+        self.columns = {**columns, "kept": self.columns.get("kept", {})}
 
-    def _take(self, new: Mapping[str, Any], columns: dict[str, Any]) -> None:
+    def take(self, new: Mapping[str, Any]) -> None:
+        """Puts into each parameter's state what a stepper returned: lists item by item, anything else as it is."""
         for name, value in new.items():
-            if value is columns.get(name) and isinstance(value, list):
-                continue  # changed in place
-            columns[name] = value
-            values = value if isinstance(value, list) else [value] * len(self.states)
-            for state, v in zip(self.states, values, strict=True):
-                state[name] = v
+            listed = isinstance(value, list)
+            if not listed or value is not self.columns.get(name):  # else it was changed in place
+                self.columns[name] = value
+                for i, state in enumerate(self.states):
+                    state[name] = value[i] if listed else value
 
 
 def _column(values: list[Any]) -> Any:
@@ -57,11 +43,27 @@ def _column(values: list[Any]) -> Any:
     return first if alike else values
 
 
-def takes_lists(stepper: Any) -> bool:
-    """Whether a stepper, or what it is a partial of, was marked as one over lists."""
-    while isinstance(stepper, functools.partial):
-        stepper = stepper.func
-    return getattr(stepper, "takes_lists", False)
+def resolved(stepper: Any, call: Call) -> Callable[..., Any]:
+    """A stepper as a function of lists, without the layers around it: each would cost microseconds in every batch."""
+    fixed: dict[str, Any] = {}
+    inner = stepper
+    while isinstance(inner, functools.partial) and not inner.args:
+        inner, fixed = inner.func, {**inner.keywords, **fixed}
+    over_list = getattr(inner, "over_list", None)
+    if over_list is None:
+        return functools.partial(_one_by_one, stepper, call)
+    return functools.partial(over_list, **fixed) if fixed else over_list
+
+
+def _one_by_one(stepper: Callable[..., Any], call: Call, params: list[Any], **_: Any) -> None:
+    is_changed = False
+    for p, state in zip(params, call.states, strict=True):
+        new = stepper(p, **{**state, **call.hypers})
+        if isinstance(new, dict):
+            state.update(new)
+            is_changed = True
+    if is_changed:
+        call.read_states()
 
 
 class Calls:
@@ -76,24 +78,33 @@ class Calls:
 
     def of(self, opt: Any) -> list[Call]:
         """The calls for the gradients and flags as they are now."""
-        key: list[Any] = [opt._version]
+        key: list[Any] = [opt._version, *opt.cbs]
         for params, hyper in zip(opt.param_lists, opt.hypers, strict=True):
+            key.append(id(hyper))
             key += _decays(params, opt._state) if hyper.get("wd") else _live(params)
         if key != self._key:
-            self._made = made_calls(opt.param_lists, opt._state)
+            self._made = made_calls(opt.param_lists, opt.hypers, opt._state, opt.cbs)
             self._key = key
         return self._made
 
 
-def made_calls(param_lists: Sequence[Any], states: Mapping[Tensor, dict[str, Any]]) -> list[Call]:
+def made_calls(
+    param_lists: Sequence[Any],
+    hypers: Sequence[dict[str, Any]],
+    states: Mapping[Tensor, dict[str, Any]],
+    steppers: Sequence[Any],
+) -> list[Call]:
     """A call for all parameters that take a step and are alike."""
     calls: dict[Any, Call] = {}
-    for i, params in enumerate(param_lists):
+    for i, (params, hyper) in enumerate(zip(param_lists, hypers, strict=True)):
         for p in params:
             if p.grad is not None and p.requires_grad:
-                call = calls.setdefault((i, *_kind(p, states[p])), Call(i, [], []))
+                call = calls.setdefault((i, *_kind(p, states[p])), Call(hyper))
                 call.params.append(p)
                 call.states.append(states[p])
+    for call in calls.values():
+        call.read_states()
+        call.steppers = [resolved(stepper, call) for stepper in steppers]
     return list(calls.values())
 
 

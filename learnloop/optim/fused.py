@@ -27,10 +27,14 @@ def fused_sgd(
     **kwargs: Any,
 ) -> dict[str, Any] | None:
     """`weight_decay` or `l2_reg`, `average_grad`, and `momentum_step` or `sgd_step`, at once."""
-    kept = {} if kept is None else kept
-    fused = kept["fused"] if "fused" in kept else kept.setdefault("fused", _fusable(ps[0]))
     decay = wd if do_wd else 0.0
-    if has_momentum and grad_avg is None:
+    if kept is None or "fused" not in kept:
+        kept = _noted(ps, kept)
+    if not (decay or has_momentum or kept["sparse"]):
+        torch._foreach_add_(ps, [p.grad for p in ps], alpha=-lr)  # one pass, as the fused form, and called faster
+        return None
+    fused, is_new = kept["fused"], has_momentum and grad_avg is None
+    if is_new:
         grad_avg = [torch.zeros_like(p) for p in ps]
     if decay and decouple_wd and (has_momentum or not fused):
         torch._foreach_mul_(ps, 1 - lr * decay)
@@ -38,8 +42,8 @@ def fused_sgd(
     sgd(
         ps,
         [p.grad for p in ps],
-        grad_avg if has_momentum else kept.get("absent") or kept.setdefault("absent", [None] * len(ps)),
-        has_sparse_grad=not fused and _is_sparse(ps[0]),
+        grad_avg if has_momentum else kept["absent"],
+        has_sparse_grad=kept["sparse"],
         fused=fused,
         weight_decay=decay,
         # At 0 torch leaves the average alone; it must become the gradient, as it does at the smallest number.
@@ -49,7 +53,7 @@ def fused_sgd(
         nesterov=False,
         maximize=False,
     )
-    return {"grad_avg": grad_avg} if has_momentum else None
+    return {"grad_avg": grad_avg} if is_new else None
 
 
 @list_stepper(eps=1e-5, wd=0.0)
@@ -69,13 +73,13 @@ def fused_adam(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """`weight_decay` or `l2_reg`, both averages dampened, `step_stat` and `adam_step`, at once."""
-    kept = {} if kept is None else kept
-    grad_avg = [torch.zeros_like(p) for p in ps] if grad_avg is None else grad_avg
-    sqr_avg = [torch.zeros_like(p) for p in ps] if sqr_avg is None else sqr_avg
-    if "steps" not in kept:
-        kept["fused"] = _fusable(ps[0])
+    if kept is None or "fused" not in kept:
+        kept = _noted(ps, kept)
         device = ps[0].device if kept["fused"] else "cpu"
         kept["steps"] = list(torch.full((len(ps),), float(step), device=device).unbind())  # torch counts in these
+    is_new = grad_avg is None or sqr_avg is None
+    if is_new:
+        grad_avg, sqr_avg = [torch.zeros_like(p) for p in ps], [torch.zeros_like(p) for p in ps]
     adam(
         ps,
         [p.grad for p in ps],
@@ -94,7 +98,14 @@ def fused_adam(
         eps=eps,
         maximize=False,
     )
-    return {"grad_avg": grad_avg, "sqr_avg": sqr_avg, "step": step + 1}
+    return {"grad_avg": grad_avg, "sqr_avg": sqr_avg, "step": step + 1} if is_new else {"step": step + 1}
+
+
+def _noted(ps: list[Tensor], kept: dict[str, Any] | None) -> dict[str, Any]:
+    """What torch wants to know of parameters that are alike, found once."""
+    kept = {} if kept is None else kept
+    kept["fused"], kept["sparse"], kept["absent"] = _fusable(ps[0]), _is_sparse(ps[0]), [None] * len(ps)
+    return kept
 
 
 def _fusable(p: Tensor) -> bool | None:

@@ -48,15 +48,15 @@ class Optimizer:
     ):
         if not train_bn:
             warnings.warn("`train_bn` has no effect here; pass it to the Learner.", stacklevel=2)
-        self.cbs = L(cbs)
+        self.cbs = list(L(cbs))
         known = {name: v for cb in self.cbs for name, v in _defaults_of(cb).items()}
         groups = as_groups(params)
         _check_read({**defaults, **{name: v for group in groups for name, v in group.hypers.items()}}, self.cbs)
         self._begin(groups, {**defaults, **{name: v for name, v in known.items() if name not in defaults}})
 
     def _begin(self, groups: Sequence[Group], hypers: Mapping[str, Any]) -> None:
-        self.param_lists = L(L(group) for group in groups)
-        self.hypers = L({} for _ in groups)
+        self.param_lists = [list(group) for group in groups]
+        self.hypers = [{} for _ in groups]
         self._state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._version = 0  # goes up whenever what is kept between steps may no longer hold
         self._calls = Calls()
@@ -80,10 +80,11 @@ class Optimizer:
             raise NotImplementedError(
                 "this `step` takes no closure; wrap an optimizer of torch that does in OptimWrapper."
             )
-        hypers, steppers = self.hypers, self.cbs
         for call in self._calls.of(self):
-            for stepper in steppers:
-                call.run(stepper, hypers[call.group])
+            for stepper in call.steppers:
+                new = stepper(call.params, **{**call.columns, **call.hypers})
+                if new is not None:
+                    call.take(new)
 
     def zero_grad(self) -> None:
         """Sets every gradient to None."""
@@ -148,7 +149,7 @@ class Optimizer:
             self._write_params(i, list(value))
 
     def _write_params(self, i: int, params: list[Tensor]) -> None:
-        self.param_lists[i] = L(params)
+        self.param_lists[i] = params
         self._version += 1
 
     # parameters and what is kept of them
@@ -293,5 +294,5 @@ class NothingToTrain(Optimizer):
     """The optimizer of a model without trainable parameters: one empty group with hypers, a step that does nothing."""
 
     def __init__(self, lr: Any):
-        self.cbs = L()
+        self.cbs = []
         self._begin([Group()], {"lr": lr})

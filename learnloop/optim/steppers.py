@@ -28,7 +28,7 @@ def list_stepper(stepper: Callable[..., Any] | None = None, /, **defaults: Any) 
     def either(p: Any, *args: Any, **kwargs: Any) -> Any:
         return stepper(p, *args, **kwargs) if isinstance(p, list) else _on_one(stepper, p, args, kwargs)
 
-    either.takes_lists, either.defaults = True, defaults  # type: ignore[attr-defined]
+    either.over_list, either.defaults = stepper, defaults  # type: ignore[attr-defined]
     return either
 
 
