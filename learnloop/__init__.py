@@ -5,6 +5,7 @@ from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
+from learnloop.callbacks.schedule_free import ScheduleFreeCallback
 from learnloop.data import datasets
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.learner import Learner, before_batch_cb, defaults
@@ -48,8 +49,10 @@ from learnloop.metrics import (
     flatten_check,
     mk_metric,
 )
-from learnloop.optim.algorithms import SGD, Adam
-from learnloop.optim.groups import norm_bias_params, params, trainable_params
+from learnloop.optim.algorithms import SGD, Adam, Lamb, Larc, Lion, QHAdam, RAdam, RMSProp, ranger
+from learnloop.optim.groups import bn_bias_params, by_name, norm_bias_params, params, trainable_params
+from learnloop.optim.lookahead import Lookahead
+from learnloop.optim.muon import Muon
 from learnloop.optim.optimizer import Optimizer
 from learnloop.optim.schedules import (
     SchedCos,
@@ -65,6 +68,25 @@ from learnloop.optim.schedules import (
     sched_lin,
     sched_no,
     warmup_stable_decay,
+)
+from learnloop.optim.steppers import (
+    adam_step,
+    average_grad,
+    average_sqr_grad,
+    debias,
+    l2_reg,
+    lamb_step,
+    larc_layer_lr,
+    larc_step,
+    lion_step,
+    list_stepper,
+    momentum_step,
+    qhadam_step,
+    radam_step,
+    rms_prop_step,
+    sgd_step,
+    step_stat,
+    weight_decay,
 )
 from learnloop.optim.wrapper import OptimWrapper
 from learnloop.scores import (
@@ -169,13 +191,18 @@ __all__ = [
     "LRFinder",
     "LabelSmoothingCrossEntropy",
     "LabelSmoothingCrossEntropyFlat",
+    "Lamb",
+    "Larc",
     "Learner",
+    "Lion",
+    "Lookahead",
     "LossMetric",
     "LossMetrics",
     "MSELossFlat",
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "Muon",
     "NoneReduce",
     "OptimWrapper",
     "Optimizer",
@@ -186,7 +213,10 @@ __all__ = [
     "Precision",
     "PrecisionMulti",
     "ProgressCallback",
+    "QHAdam",
     "R2Score",
+    "RAdam",
+    "RMSProp",
     "Recall",
     "RecallMulti",
     "Recorder",
@@ -198,6 +228,7 @@ __all__ = [
     "SchedLin",
     "SchedNo",
     "SchedPoly",
+    "ScheduleFreeCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",
@@ -206,38 +237,58 @@ __all__ = [
     "ValueMetric",
     "accuracy",
     "accuracy_multi",
+    "adam_step",
     "annealer",
+    "average_grad",
+    "average_sqr_grad",
     "before_batch_cb",
+    "bn_bias_params",
+    "by_name",
     "combine_scheds",
     "combined_cos",
     "datasets",
+    "debias",
     "defaults",
     "error_rate",
     "event",
     "exp_rmspe",
     "flatten_check",
     "foreground_acc",
+    "l2_reg",
+    "lamb_step",
+    "larc_layer_lr",
+    "larc_step",
+    "lion_step",
+    "list_stepper",
     "mae",
     "minimum",
     "mk_metric",
+    "momentum_step",
     "mse",
     "msle",
     "norm_bias_params",
     "optim_metric",
     "params",
+    "qhadam_step",
+    "radam_step",
+    "ranger",
     "reduce_loss",
+    "rms_prop_step",
     "rmse",
     "sched_cos",
     "sched_exp",
     "sched_lin",
     "sched_no",
+    "sgd_step",
     "skm_to_fastai",
     "skm_to_learnloop",
     "slide",
     "steep",
+    "step_stat",
     "top_k_accuracy",
     "trainable_params",
     "unreduced",
     "valley",
     "warmup_stable_decay",
+    "weight_decay",
 ]

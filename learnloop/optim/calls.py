@@ -1,7 +1,7 @@
 """Parameters that are stepped together: which they are, and how steppers run over them."""
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -9,6 +9,9 @@ from torch import Tensor
 
 #: What `state[p]` holds besides what steps compute; it outlives `clear_state`.
 FLAGS = ("do_wd", "force_train", "is_hidden")  # no weight decay if False; trained when frozen; stepped by Muon
+
+#: State that is one value for all parameters that are stepped together; of anything else each has its own.
+_SHARED = (bool, int, float, complex, str, type(None))
 
 
 @dataclass(slots=True, eq=False)
@@ -22,10 +25,12 @@ class Call:
     steppers: list[Callable[..., Any]] = field(default_factory=list)  # each a function of the list and keywords
 
     def read_states(self) -> None:
-        """Makes the columns anew; `kept` is what steppers keep beside the state while this call lasts."""
-        names = dict.fromkeys(name for state in self.states for name in state)
-        columns = {name: _column([state.get(name) for state in self.states]) for name in names}
-        self.columns = {**columns, "kept": self.columns.get("kept", {})}
+        """Makes the columns; `kept` is what steppers keep beside the state while this call lasts."""
+        columns = {
+            name: value if isinstance(value, _SHARED) else [state[name] for state in self.states]
+            for name, value in self.states[0].items()
+        }
+        self.columns = {**columns, "kept": {}}
 
     def take(self, new: Mapping[str, Any]) -> None:
         """Puts into each parameter's state what a stepper returned: lists item by item, anything else as it is."""
@@ -37,33 +42,32 @@ class Call:
                     state[name] = value[i] if listed else value
 
 
-def _column(values: list[Any]) -> Any:
-    first = values[0]
-    alike = not isinstance(first, Tensor) and all(type(v) is type(first) and v == first for v in values)
-    return first if alike else values
-
-
 def resolved(stepper: Any, call: Call) -> Callable[..., Any]:
     """A stepper as a function of lists, without the layers around it: each would cost microseconds in every batch."""
-    fixed: dict[str, Any] = {}
-    inner = stepper
-    while isinstance(inner, functools.partial) and not inner.args:
-        inner, fixed = inner.func, {**inner.keywords, **fixed}
+    inner, fixed = _unwrapped(stepper)
     over_list = getattr(inner, "over_list", None)
     if over_list is None:
         return functools.partial(_one_by_one, stepper, call)
     return functools.partial(over_list, **fixed) if fixed else over_list
 
 
+def takes_lists(stepper: Any) -> bool:
+    """Whether a stepper, or what it is a partial of, was marked as one over lists."""
+    return hasattr(_unwrapped(stepper)[0], "over_list")
+
+
+def _unwrapped(stepper: Any) -> tuple[Any, dict[str, Any]]:
+    fixed: dict[str, Any] = {}
+    while isinstance(stepper, functools.partial) and not stepper.args:
+        stepper, fixed = stepper.func, {**stepper.keywords, **fixed}
+    return stepper, fixed
+
+
 def _one_by_one(stepper: Callable[..., Any], call: Call, params: list[Any], **_: Any) -> None:
-    is_changed = False
     for p, state in zip(params, call.states, strict=True):
         new = stepper(p, **{**state, **call.hypers})
         if isinstance(new, dict):
             state.update(new)
-            is_changed = True
-    if is_changed:
-        call.read_states()
 
 
 class Calls:
@@ -71,21 +75,28 @@ class Calls:
 
     def __init__(self) -> None:
         self._key: Any = None
-        self._made: list[Call] = []
+        self._made: list[Call] | None = []  # None: they are made anew for each stepper
 
     def __reduce__(self) -> Any:
         return Calls, ()  # a copy of an optimizer makes its own
 
-    def of(self, opt: Any) -> list[Call]:
+    def of(self, opt: Any) -> Iterable[Call]:
         """The calls for the gradients and flags as they are now."""
         key: list[Any] = [opt._version, *opt.cbs]
         for params, hyper in zip(opt.param_lists, opt.hypers, strict=True):
             key.append(id(hyper))
             key += _decays(params, opt._state) if hyper.get("wd") else _live(params)
         if key != self._key:
-            self._made = made_calls(opt.param_lists, opt.hypers, opt._state, opt.cbs)
+            is_mixed = not all(map(takes_lists, opt.cbs))
+            self._made = None if is_mixed else made_calls(opt.param_lists, opt.hypers, opt._state, opt.cbs)
             self._key = key
-        return self._made
+        return self._one_stepper_each(opt) if self._made is None else self._made
+
+    @staticmethod
+    def _one_stepper_each(opt: Any) -> Iterator[Call]:
+        # What a plain stepper returns may tell parameters apart that were alike: sorted anew for each stepper.
+        for stepper in opt.cbs:
+            yield from made_calls(opt.param_lists, opt.hypers, opt._state, [stepper])
 
 
 def made_calls(
@@ -110,7 +121,7 @@ def made_calls(
 
 def _kind(p: Tensor, state: Mapping[str, Any]) -> tuple[Any, ...]:
     # Tensors by name only: where one parameter has an average and another none, they are not alike.
-    kept = [(name, None if isinstance(v, (Tensor, list, dict)) else v) for name, v in state.items()]
+    kept = [(name, v if isinstance(v, _SHARED) else None) for name, v in state.items()]
     return type(p), p.device, p.dtype, p.grad is not None and p.grad.is_sparse, *sorted(kept)
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.optim.adam import adam
 from torch.optim.sgd import sgd
 
-from learnloop.optim.steppers import list_stepper
+from learnloop.optim.steppers import grads_of, list_stepper
 
 _FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
@@ -20,7 +20,7 @@ def fused_sgd(
     mom: float,
     wd: float,
     do_wd: bool = True,
-    grad_avg: list[Tensor] | None = None,
+    grad_avg: Any = None,
     has_momentum: bool = True,  # False keeps no `grad_avg`
     decouple_wd: bool = True,
     kept: dict[str, Any] | None = None,
@@ -31,7 +31,7 @@ def fused_sgd(
     if kept is None or "fused" not in kept:
         kept = _noted(ps, kept)
     if not (decay or has_momentum or kept["sparse"]):
-        torch._foreach_add_(ps, [p.grad for p in ps], alpha=-lr)  # one pass, as the fused form, and called faster
+        torch._foreach_add_(ps, grads_of(ps), alpha=-lr)  # one pass, as the fused form, and called faster
         return None
     fused, is_new = kept["fused"], has_momentum and grad_avg is None
     if is_new:
@@ -41,7 +41,7 @@ def fused_sgd(
         decay = 0.0  # without momentum the gradient's way is the same: p - lr * (grad + wd * p)
     sgd(
         ps,
-        [p.grad for p in ps],
+        grads_of(ps),
         grad_avg if has_momentum else kept["absent"],
         has_sparse_grad=kept["sparse"],
         fused=fused,
@@ -66,8 +66,8 @@ def fused_adam(
     wd: float,
     do_wd: bool = True,
     step: int = 0,
-    grad_avg: list[Tensor] | None = None,
-    sqr_avg: list[Tensor] | None = None,
+    grad_avg: Any = None,
+    sqr_avg: Any = None,
     decouple_wd: bool = True,
     kept: dict[str, Any] | None = None,
     **kwargs: Any,
@@ -82,7 +82,7 @@ def fused_adam(
         grad_avg, sqr_avg = [torch.zeros_like(p) for p in ps], [torch.zeros_like(p) for p in ps]
     adam(
         ps,
-        [p.grad for p in ps],
+        grads_of(ps),
         grad_avg,
         sqr_avg,
         [],

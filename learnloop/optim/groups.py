@@ -100,7 +100,7 @@ class _ByName:
 def sorted_by_pattern(names: Sequence[str], patterns: Sequence[str]) -> dict[str, list[str]]:
     """The names that each pattern matches first; ValueError for a name without pattern, a pattern without name."""
     chosen: dict[str, list[str]] = {pattern: [] for pattern in patterns}
-    left = []
+    left: list[str] = []
     for name in names:
         first = next((p for p in patterns if fnmatchcase(name, p)), None)
         (left if first is None else chosen[first]).append(name)

@@ -46,13 +46,13 @@ def _of_slice(name: str, value: slice, n: int) -> Any:
 
 
 def checked(name: str, value: Any) -> Any:
-    """The value itself; TypeError for no number, ValueError for one out of bounds. Names not in BOUNDS may be anything."""
+    """The value itself; TypeError for no number, ValueError for one out of bounds; unknown names may be anything."""
     if name not in BOUNDS:
         return value
     low, high = BOUNDS[name]
     if isinstance(value, bool) or not isinstance(value, Real):
         raise TypeError(f"`{name}={value!r}`: pass a number, a list with one for each group, or a slice.")
-    if not low <= value < high:  # written so that not-a-number is refused too
+    if not low <= float(value) < high:  # written so that not-a-number is refused too
         above = "" if high == math.inf else f" and below {high:g}"
         raise ValueError(f"`{name}={value!r}`: pass a finite number from {low:g} on{above}.")
     return value

@@ -112,6 +112,10 @@ class Lookahead(Optimizer):
         """That of `opt`."""
         return self.opt.frozen_idx
 
+    @frozen_idx.setter
+    def frozen_idx(self, n: int) -> None:
+        self.opt.frozen_idx = n
+
     def set_hyper(self, name: str, value: Any) -> None:
         """Sets a hyper of `opt`."""
         self.opt.set_hyper(name, value)

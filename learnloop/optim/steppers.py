@@ -59,7 +59,7 @@ def weight_decay(ps: list[Tensor], lr: float, wd: float, do_wd: bool = True, **k
 def l2_reg(ps: list[Tensor], wd: float, do_wd: bool = True, **kwargs: Any) -> None:
     """Adds `wd` times the parameter to its gradient, in place."""
     if do_wd and wd != 0:
-        torch._foreach_add_(_grads(ps), ps, alpha=wd)
+        torch._foreach_add_(grads_of(ps), ps, alpha=wd)
 
 
 # Averages
@@ -72,10 +72,10 @@ def average_grad(
     """`grad_avg`, in which each step shrinks older gradients to `mom`; with `dampening` an average, else a sum."""
     grad_avg = _zeros(ps) if grad_avg is None else grad_avg
     if dampening:
-        torch._foreach_lerp_(grad_avg, _grads(ps), 1 - mom)
+        torch._foreach_lerp_(grad_avg, grads_of(ps), 1 - mom)
     else:
         torch._foreach_mul_(grad_avg, mom)
-        torch._foreach_add_(grad_avg, _grads(ps))
+        torch._foreach_add_(grad_avg, grads_of(ps))
     return {"grad_avg": grad_avg}
 
 
@@ -84,7 +84,7 @@ def average_sqr_grad(
     ps: list[Tensor], sqr_mom: float, dampening: bool = True, sqr_avg: list[Tensor] | None = None, **kwargs: Any
 ) -> dict[str, Any]:
     """`sqr_avg`: as `average_grad`, of the gradients' squares."""
-    sqr_avg, grads = _zeros(ps) if sqr_avg is None else sqr_avg, _grads(ps)
+    sqr_avg, grads = _zeros(ps) if sqr_avg is None else sqr_avg, grads_of(ps)
     torch._foreach_mul_(sqr_avg, sqr_mom)
     torch._foreach_addcmul_(sqr_avg, grads, grads, value=1 - sqr_mom if dampening else 1.0)
     return {"sqr_avg": sqr_avg}
@@ -102,7 +102,7 @@ def step_stat(ps: list[Tensor], step: int = 0, **kwargs: Any) -> dict[str, Any]:
 @list_stepper
 def sgd_step(ps: list[Tensor], lr: float, **kwargs: Any) -> None:
     """Down the gradient."""
-    torch._foreach_add_(ps, _grads(ps), alpha=-lr)
+    torch._foreach_add_(ps, grads_of(ps), alpha=-lr)
 
 
 @list_stepper
@@ -123,7 +123,7 @@ def rms_prop_step(
     """Down the gradient, or its average, over the root of the average square."""
     denom = torch._foreach_sqrt(sqr_avg)
     torch._foreach_add_(denom, eps)
-    torch._foreach_addcdiv_(ps, _grads(ps) if grad_avg is None else grad_avg, denom, value=-lr)
+    torch._foreach_addcdiv_(ps, grads_of(ps) if grad_avg is None else grad_avg, denom, value=-lr)
 
 
 @list_stepper(eps=1e-5)
@@ -195,7 +195,7 @@ def qhadam_step(
     **kwargs: Any,
 ) -> None:
     """Quasi-hyperbolic Adam (arXiv 1810.06801): shares `nu` of the averages, the rest from the gradient itself."""
-    grads = _grads(ps)
+    grads = grads_of(ps)
     numer = torch._foreach_mul(grad_avg, nu_1 / debias(mom, 1 - mom, step))
     torch._foreach_add_(numer, grads, alpha=1 - nu_1)
     denom = torch._foreach_mul(sqr_avg, nu_2 / debias(sqr_mom, 1 - sqr_mom, step))
@@ -214,17 +214,15 @@ def larc_layer_lr(
 
     LARC with `clip`, without it LARS (arXiv 1708.03888). The rates are tensors: nothing waits for the device.
     """
-    norm, of_grad = torch.stack(torch._foreach_norm(ps)), torch.stack(torch._foreach_norm(_grads(ps)))
+    norm, of_grad = torch.stack(torch._foreach_norm(ps)), torch.stack(torch._foreach_norm(grads_of(ps)))
     rates = lr * trust_coeff * norm / (of_grad + norm * wd + eps)
     return {"local_lr": list((rates.clamp(max=lr) if clip else rates).unbind())}
 
 
 @list_stepper
-def larc_step(
-    ps: list[Tensor], local_lr: list[Tensor], grad_avg: list[Tensor] | None = None, **kwargs: Any
-) -> None:
+def larc_step(ps: list[Tensor], local_lr: list[Tensor], grad_avg: list[Tensor] | None = None, **kwargs: Any) -> None:
     """Down the gradient, or its average, by the rate of each parameter."""
-    torch._foreach_sub_(ps, torch._foreach_mul(_grads(ps) if grad_avg is None else grad_avg, local_lr))
+    torch._foreach_sub_(ps, torch._foreach_mul(grads_of(ps) if grad_avg is None else grad_avg, local_lr))
 
 
 @list_stepper(eps=1e-6, wd=0.0)
@@ -259,7 +257,7 @@ def lion_step(
     **kwargs: Any,
 ) -> dict[str, Any]:
     """By `lr` against the sign of a mix of average and gradient; keeps the average (Lion, arXiv 2302.06675)."""
-    grad_avg, grads = _zeros(ps) if grad_avg is None else grad_avg, _grads(ps)
+    grad_avg, grads = _zeros(ps) if grad_avg is None else grad_avg, grads_of(ps)
     directions = torch._foreach_lerp(grad_avg, grads, 1 - mom)
     torch._foreach_sign_(directions)
     torch._foreach_add_(ps, directions, alpha=-lr)
@@ -273,7 +271,8 @@ def _corrected_root(sqr_avg: list[Tensor], sqr_mom: float, step: int) -> list[Te
     return denom
 
 
-def _grads(ps: list[Tensor]) -> list[Any]:
+def grads_of(ps: list[Tensor]) -> list[Any]:
+    """The gradient of each parameter."""
     return [p.grad for p in ps]
 
 

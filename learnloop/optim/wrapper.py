@@ -114,9 +114,11 @@ class OptimWrapper(Optimizer):
         return len(groups) != len(self._seen)
 
     def _refresh(self) -> None:
-        self._seen = [dict(group) for _, group in self._groups()]
+        self._seen: list[dict[str, Any]] = [dict(group) for _, group in self._groups()]
         flat = [_flat(group) for group in self._seen]
-        self._maps = [{self.fwd_map.get(theirs, theirs): theirs for theirs in names} for names in flat]
+        self._maps: list[dict[str, str]] = [
+            {self.fwd_map.get(theirs, theirs): theirs for theirs in names} for names in flat
+        ]
         self._hypers = [
             LinkedDict(partial(self._write_group, i), {self.fwd_map.get(k, k): v for k, v in names.items()})
             for i, names in enumerate(flat)
@@ -144,7 +146,7 @@ class OptimWrapper(Optimizer):
     def _write(self, i: int, name: str, value: Any) -> None:
         face, (_, group) = self.hypers[i], self._groups()[i]
         key, _, place = self._maps[i].get(name, name).partition("__")
-        old = group.get(key)
+        old: Any = group.get(key)
         new = tuple(value if j == int(place) else v for j, v in enumerate(old)) if place else value
         if isinstance(old, Tensor):
             old.fill_(value)  # `capturable` needs the very tensor that was captured
@@ -179,7 +181,7 @@ class OptimWrapper(Optimizer):
         """By group the parameters that its weight decay leaves alone. torch's own default acts as torch has it."""
         found = {}
         for i, (_, group) in enumerate(self._groups()):
-            if group.get(self._maps[i].get("wd")):
+            if group.get(self._maps[i].get("wd", "")):
                 params = [p for p in group["params"] if not self._state[p].get("do_wd", True)]
                 found.update({i: params} if params else {})
         return found
