@@ -47,10 +47,11 @@ class OptimWrapper(Optimizer):
         self._state = defaultdict(dict)
         self._version = 0
         self._decay_asked = _asks_for_decay(opt, kwargs)
-        self._required = tuple(name for name in ("lr", *hp_map.values()) if name in self.bwd_map)
         self.frozen_idx = 0
         self._note_groups(groups)
         self._refresh()
+        names = dict.fromkeys(("lr", *hp_map.values()))
+        self._required = tuple(name for name in names if all(name in known for known in self._maps))
         self._set_own()
         if kwargs.get("lr") is not rates:
             self.set_hyper("lr", self.or_own("lr", rates))

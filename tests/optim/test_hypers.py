@@ -47,7 +47,7 @@ def test_a_value_that_cannot_be_is_refused_and_changes_nothing(make, name, value
 @pytest.mark.parametrize("value", ["0.1", None, True, [None, 0.1], {"a": 1}, nn.Linear(1, 1)])
 def test_what_is_no_number_is_refused(value):
     opt = two_groups()
-    with pytest.raises(TypeError, match="`lr=.*pass a number"):
+    with pytest.raises(TypeError, match=r"`lr=.*pass a number"):
         opt.set_hyper("lr", value)
     assert [h["lr"] for h in opt.hypers] == [0.1, 0.1]
 
