@@ -231,7 +231,7 @@ def test_the_pass_is_that_of_fastai(arguments, suggestions, n, first, last, last
     losses = [float(loss) for loss in learn.recorder.losses]
     assert (len(losses), len(learn.recorder.lrs)) == (n, n)
     assert losses[:3] == pytest.approx(first, rel=1e-5)
-    assert losses[-3:] == pytest.approx(last, rel=1e-5)
+    assert losses[-3:] == pytest.approx(last, rel=1e-4)  # by then each rounding of the processor has been multiplied
     assert learn.recorder.lrs[-1] == pytest.approx(last_rate)
 
 

@@ -240,3 +240,16 @@ def test_a_new_hyper_reaches_the_steppers():
 def test_the_gradient_mode_outside_is_left_as_it_is():
     stepped(ll.SGD(param(1.0), 0.1))
     assert torch.is_grad_enabled()
+
+
+def test_large_parameters_go_through_the_steppers_a_few_at_a_time_on_a_cpu():
+    seen = []
+
+    @list_stepper
+    def note(ps, **kwargs):
+        seen.append(len(ps))
+
+    big = [nn.Parameter(torch.zeros(100_000)) for _ in range(3)]
+    stepped(Optimizer([param(1.0), *big], [note, ll.sgd_step], lr=1.0))
+    assert seen == [2, 1, 1]
+    assert [p[0].item() for p in big] == [-1.0, -1.0, -1.0]
