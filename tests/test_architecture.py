@@ -292,6 +292,7 @@ def test_every_test_file_stands_where_its_module_stands():
         "notebooks",
         "lessons",
         "overhead",
+        "optimizer_speed",
         "main",
     }
     for file in (ROOT / "tests").rglob("test_*.py"):
