@@ -6,6 +6,7 @@ from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallb
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
+from learnloop.callbacks.schedule_free import ScheduleFreeCallback
 from learnloop.checkpoint import FileDamaged, load_model, save_model
 from learnloop.data import datasets
 from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, to_detach, to_device, to_float, to_half
@@ -55,8 +56,10 @@ from learnloop.metrics import (
     mk_metric,
 )
 from learnloop.modules import flatten_model, has_params, total_params
-from learnloop.optim.algorithms import SGD, Adam
-from learnloop.optim.groups import norm_bias_params, params, trainable_params
+from learnloop.optim.algorithms import SGD, Adam, Lamb, Larc, Lion, QHAdam, RAdam, RMSProp, ranger
+from learnloop.optim.groups import bn_bias_params, by_name, norm_bias_params, params, trainable_params
+from learnloop.optim.lookahead import Lookahead
+from learnloop.optim.muon import Muon
 from learnloop.optim.optimizer import Optimizer
 from learnloop.optim.schedules import (
     SchedCos,
@@ -72,6 +75,25 @@ from learnloop.optim.schedules import (
     sched_lin,
     sched_no,
     warmup_stable_decay,
+)
+from learnloop.optim.steppers import (
+    adam_step,
+    average_grad,
+    average_sqr_grad,
+    debias,
+    l2_reg,
+    lamb_step,
+    larc_layer_lr,
+    larc_step,
+    lion_step,
+    list_stepper,
+    momentum_step,
+    qhadam_step,
+    radam_step,
+    rms_prop_step,
+    sgd_step,
+    step_stat,
+    weight_decay,
 )
 from learnloop.optim.wrapper import OptimWrapper
 from learnloop.scores import (
@@ -180,13 +202,18 @@ __all__ = [
     "LRFinder",
     "LabelSmoothingCrossEntropy",
     "LabelSmoothingCrossEntropyFlat",
+    "Lamb",
+    "Larc",
     "Learner",
+    "Lion",
+    "Lookahead",
     "LossMetric",
     "LossMetrics",
     "MSELossFlat",
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "Muon",
     "NoneReduce",
     "OptimWrapper",
     "Optimizer",
@@ -197,7 +224,10 @@ __all__ = [
     "Precision",
     "PrecisionMulti",
     "ProgressCallback",
+    "QHAdam",
     "R2Score",
+    "RAdam",
+    "RMSProp",
     "Recall",
     "RecallMulti",
     "Recorder",
@@ -209,6 +239,7 @@ __all__ = [
     "SchedLin",
     "SchedNo",
     "SchedPoly",
+    "ScheduleFreeCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",
@@ -217,11 +248,17 @@ __all__ = [
     "ValueMetric",
     "accuracy",
     "accuracy_multi",
+    "adam_step",
     "annealer",
+    "average_grad",
+    "average_sqr_grad",
     "before_batch_cb",
+    "bn_bias_params",
+    "by_name",
     "combine_scheds",
     "combined_cos",
     "datasets",
+    "debias",
     "default_device",
     "defaults",
     "error_rate",
@@ -233,19 +270,30 @@ __all__ = [
     "foreground_acc",
     "get_model",
     "has_params",
+    "l2_reg",
+    "lamb_step",
+    "larc_layer_lr",
+    "larc_step",
+    "lion_step",
+    "list_stepper",
     "load_learner",
     "load_model",
     "mae",
     "minimum",
     "mk_metric",
+    "momentum_step",
     "mse",
     "msle",
     "norm_bias_params",
     "num_distrib",
     "optim_metric",
     "params",
+    "qhadam_step",
+    "radam_step",
+    "ranger",
     "rank_distrib",
     "reduce_loss",
+    "rms_prop_step",
     "rmse",
     "save_model",
     "sched_cos",
@@ -253,10 +301,12 @@ __all__ = [
     "sched_lin",
     "sched_no",
     "set_seed",
+    "sgd_step",
     "skm_to_fastai",
     "skm_to_learnloop",
     "slide",
     "steep",
+    "step_stat",
     "to_concat",
     "to_cpu",
     "to_detach",
@@ -270,4 +320,5 @@ __all__ = [
     "unreduced",
     "valley",
     "warmup_stable_decay",
+    "weight_decay",
 ]

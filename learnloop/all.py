@@ -38,7 +38,6 @@ from learnloop.modules import Module, one_param
 from learnloop.optim.schedules import even_mults
 
 TensorBase = Tensor  # callbacks written for fastai know it under this name
-bn_bias_params = ll.norm_bias_params  # its name in early versions of fastai
 globals().update({name: getattr(ll, name) for name in ll.__all__})
 
 __all__ = sorted(name for name in globals() if not name.startswith("_"))

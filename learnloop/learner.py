@@ -35,7 +35,8 @@ from learnloop.loop.training_loop import TrainingLoop
 from learnloop.losses import unreduced
 from learnloop.metrics import mk_metric
 from learnloop.optim.algorithms import Adam
-from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_params
+from learnloop.optim.groups import by_name, norm_bias_params, trainable_params, with_names
+from learnloop.optim.optimizer import NothingToTrain
 from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
 
@@ -66,7 +67,7 @@ class Learner(TrainingLoop):
         loss_func: Callable[..., Any] | None = None,  # (pred, *yb) -> one number; None: the data's or the model's own
         opt_func: Any = Adam,  # (groups, lr=…) -> optimizer; a class of torch.optim works too
         lr: Any = None,  # default learning rate; None: `defaults.lr`
-        splitter: Callable[[Any], Any] = trainable_params,  # model -> parameters, or lists of them: the groups
+        splitter: Any = trainable_params,  # model -> parameters, or lists of them: the groups; a dict as for `by_name`
         cbs: Any = None,  # a callback, or several
         metrics: Any = None,  # functions of (pred, *yb), or Metrics, computed on the validation set
         path: str | Path | None = None,
@@ -79,7 +80,8 @@ class Learner(TrainingLoop):
     ):
         super().__init__()
         _check_parts(dls, model, loss_func)
-        self.dls, self.model, self.opt_func, self.splitter = dls, model, opt_func, splitter
+        self.dls, self.model, self.opt_func = dls, model, opt_func
+        self.splitter = splitter if callable(splitter) else by_name(splitter)
         self.loss_func = _loss_of(dls) if loss_func is None else loss_func
         self.lr = defaults.lr if lr is None else lr
         self.wd = defaults.wd if wd is None else wd
@@ -219,7 +221,7 @@ class Learner(TrainingLoop):
         """A rate per group, of a new optimizer where there is none or a new one is asked for; None: the learner's."""
         if self.opt is None or reset_opt:
             self.create_opt()
-        return np.array(self.opt.per_group("lr", self.lr if lr is None else lr))
+        return np.array(self.opt.or_own("lr", self.lr) if lr is None else self.opt.per_group("lr", lr))
 
     def fine_tune(
         self,
@@ -298,7 +300,7 @@ class Learner(TrainingLoop):
         if isinstance(self.opt_func, OptimWrapper):
             self.opt_func.clear_state()
             return self.opt_func
-        groups = self.splitter(self.model)
+        groups = with_names(self.splitter(self.model), self.model)
         if not any(True for group in groups for _ in (group if _is_list(group) else [group])):
             return NothingToTrain(lr=self.lr)
         if _is_of_torch(self.opt_func):
@@ -310,8 +312,10 @@ class Learner(TrainingLoop):
         if self.opt is None or (call.reset_opt and not is_resumed):
             self.create_opt()
         if not is_resumed:
-            wd = self.wd if call.wd is None else call.wd
-            self.opt.set_hypers(lr=self.lr if call.lr is None else call.lr, **({} if wd is None else {"wd": wd}))
+            hypers = {"lr": self.opt.or_own("lr", self.lr) if call.lr is None else call.lr}
+            if call.wd is not None or self.wd is not None:
+                hypers["wd"] = self.opt.or_own("wd", self.wd) if call.wd is None else call.wd
+            self.opt.set_hypers(**hypers)
 
     # Looking at a model without training it
 

@@ -17,7 +17,7 @@ PACKAGE = ROOT / "learnloop"
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  losses  plots  machine  modules  seeds",
-    "loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  optim.optimizer",
+    "loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",
     "loop.interrupt  loop.state  loop.dispatch",
@@ -295,6 +295,7 @@ def test_every_test_file_stands_where_its_module_stands():
         "wild_callbacks",
         "lessons",
         "overhead",
+        "optimizer_speed",
         "main",
     }
     for file in (ROOT / "tests").rglob("test_*.py"):

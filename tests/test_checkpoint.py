@@ -333,7 +333,7 @@ def test_the_file_has_the_layout_that_fastai_reads(tmp_path):
     learn.fit(1)
     state = torch.load(learn.save("a"), weights_only=True)
     assert list(state) == ["model", "opt"]
-    assert list(state["opt"]) == ["state", "hypers"]
+    assert list(state["opt"])[:2] == ["state", "hypers"]  # more is not looked at
     assert list(state["opt"]["state"][0]) == ["grad_avg", "sqr_avg", "step"]
     assert set(state["opt"]["hypers"][0]) == {"lr", "mom", "sqr_mom", "eps", "wd"}
 

@@ -251,9 +251,11 @@ def _other_number(of: str, saved: list[Any], here: Iterator[Any]) -> list[str]:
 
 
 def _kind_of_opt(opt: Any) -> str | None:
-    """The class of an optimizer, and of the one that it wraps."""
-    inner = f" of {type(opt.opt).__name__}" if hasattr(opt, "opt") else ""
-    return None if opt is None else type(opt).__name__ + inner
+    """The class of an optimizer, and of the one or those that it wraps."""
+    if opt is None or not hasattr(opt, "opt"):
+        return None if opt is None else type(opt).__name__
+    inner = opt.opt if isinstance(opt.opt, tuple) else (opt.opt,)
+    return f"{type(opt).__name__} of {' and '.join(str(_kind_of_opt(o)) for o in inner)}"
 
 
 def _missing_callbacks(learn: Any, saved: list[list[Any]]) -> list[str]:

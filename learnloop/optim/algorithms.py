@@ -1,21 +1,37 @@
-"""Optimizers with the numbers of fastai and the speed of torch: its fused functions over our own state."""
+"""The algorithms: each is its steppers in a row, or torch's fused function in their place.
 
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
+`fused=False` takes the steppers where there is a fused form too; both give the same numbers.
+"""
+
+from functools import partial
 from typing import Any
 
-import torch
-from torch import Tensor
-from torch.optim.adam import adam
-from torch.optim.sgd import sgd
+from learnloop.optim.fused import fused_adam, fused_sgd
+from learnloop.optim.lookahead import Lookahead
+from learnloop.optim.optimizer import Optimizer
+from learnloop.optim.steppers import (
+    adam_step,
+    average_grad,
+    average_sqr_grad,
+    l2_reg,
+    lamb_step,
+    larc_layer_lr,
+    larc_step,
+    lion_step,
+    momentum_step,
+    qhadam_step,
+    radam_step,
+    rms_prop_step,
+    sgd_step,
+    step_stat,
+    weight_decay,
+)
 
-from learnloop.optim.optimizer import OptimizerFace, refuse_closure
+#: Both averages as Adam and its kin keep them.
+_AVERAGES = (partial(average_grad, dampening=True), average_sqr_grad, step_stat)
 
-_FUSED_DEVICES = ("cpu", "cuda", "mps", "xpu")
 
-
-class SGD(OptimizerFace):
+class SGD(Optimizer):
     """Stochastic gradient descent; with `mom`, along a sum of gradients in which each step shrinks the older ones.
 
     Made with `mom=0` it stays without momentum, whatever is set later. The gradient enters the sum in full
@@ -23,39 +39,34 @@ class SGD(OptimizerFace):
     else `wd` times the weight is added to the gradient.
     """
 
-    def __init__(self, params: Any, lr: Any, mom: Any = 0.0, wd: Any = 0.0, decouple_wd: bool = True):
-        super().__init__(params, lr=lr, mom=mom, wd=wd)
-        self.decouple_wd = decouple_wd
-        self.has_momentum = any(hyper["mom"] != 0 for hyper in self.hypers)
-        self._calls = Calls(("grad_avg",) if self.has_momentum else ())
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """Updates every parameter that has a gradient and is not frozen."""
-        refuse_closure(closure)
-        for call in self._calls.of(self):
-            hyper = self.hypers[call.group]
-            lr, wd = hyper["lr"], hyper["wd"] if call.decays else 0.0
-            if wd and self.decouple_wd and (self.has_momentum or call.sparse):
-                torch._foreach_mul_(call.params, 1 - lr * wd)
-                wd = 0.0  # without momentum the gradient's way is the same: p - lr * (grad + wd * p)
-            sgd(
-                call.params,
-                [p.grad for p in call.params],
-                call.averages["grad_avg"] if self.has_momentum else call.absent,
-                has_sparse_grad=call.sparse,
-                fused=call.fused,
-                weight_decay=wd,
-                # At 0 torch leaves the average alone; it must become the gradient, as it does at the smallest number.
-                momentum=(hyper["mom"] or sys.float_info.min) if self.has_momentum else 0.0,
-                lr=lr,
-                dampening=0.0,
-                nesterov=False,
-                maximize=False,
-            )
+    def __init__(
+        self, params: Any, lr: Any, mom: Any = 0.0, wd: Any = 0.0, decouple_wd: bool = True, fused: bool = True
+    ):
+        has_mom = _moves(mom, params)
+        cbs = [_decay(decouple_wd), *([average_grad, momentum_step] if has_mom else [sgd_step])]
+        whole = partial(fused_sgd, has_momentum=has_mom, decouple_wd=decouple_wd)
+        super().__init__(params, whole if fused else cbs, lr=lr, mom=mom, wd=wd)
 
 
-class Adam(OptimizerFace):
+class RMSProp(Optimizer):
+    """The gradient, or with `mom` a sum of gradients, over the root of the average square (Hinton's lecture 6e)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.0,
+        sqr_mom: Any = 0.99,
+        eps: Any = 1e-8,
+        wd: Any = 0.0,
+        decouple_wd: bool = True,
+    ):
+        averages = [average_grad, average_sqr_grad] if _moves(mom, params) else [average_sqr_grad]
+        cbs = [_decay(decouple_wd), *averages, rms_prop_step]
+        super().__init__(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+
+class Adam(Optimizer):
     """Adam (arXiv 1412.6980), with decoupled weight decay (AdamW, arXiv 1711.05101) unless `decouple_wd=False`.
 
     torch's update is fastai's, number for number: averages dampened, `eps` added after the correction of both.
@@ -70,109 +81,120 @@ class Adam(OptimizerFace):
         eps: Any = 1e-5,
         wd: Any = 0.01,
         decouple_wd: bool = True,
+        fused: bool = True,
     ):
-        super().__init__(params, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
-        self.decouple_wd = decouple_wd
-        self._calls = Calls(("grad_avg", "sqr_avg"), counted=True)
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """Updates every parameter that has a gradient and is not frozen."""
-        refuse_closure(closure)
-        for call in self._calls.of(self):
-            hyper = self.hypers[call.group]
-            adam(
-                call.params,
-                [p.grad for p in call.params],
-                call.averages["grad_avg"],
-                call.averages["sqr_avg"],
-                [],
-                call.steps,
-                fused=call.fused,
-                has_complex=call.fused is None,  # may be; torch's fused form takes none
-                decoupled_weight_decay=self.decouple_wd,
-                amsgrad=False,
-                beta1=hyper["mom"],
-                beta2=hyper["sqr_mom"],
-                lr=hyper["lr"],
-                weight_decay=hyper["wd"] if call.decays else 0.0,
-                eps=hyper["eps"],
-                maximize=False,
-            )
-            for state in call.states:
-                state["step"] += 1
+        cbs = [_decay(decouple_wd), *_AVERAGES, adam_step]
+        whole = partial(fused_adam, decouple_wd=decouple_wd)
+        super().__init__(params, whole if fused else cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
-@dataclass(slots=True)
-class Call:
-    """What one call of a torch function gets: parameters alike in group, decay and device, their state beside them."""
+class RAdam(Optimizer):
+    """Rectified Adam (arXiv 1908.03265): plain momentum at first, until the squares rest on enough steps."""
 
-    group: int
-    decays: bool
-    fused: bool | None  # None: torch chooses between its other forms
-    sparse: bool  # gradients are
-    params: list[Any] = field(default_factory=list)
-    states: list[dict[str, Any]] = field(default_factory=list)
-    averages: dict[str, list[Any]] = field(default_factory=dict)
-    steps: list[Tensor] = field(default_factory=list)  # `state["step"]` where torch needs it: in tensors on the device
-    absent: list[Any] = field(default_factory=list)  # None for each: torch asks for averages that are not kept
-
-
-class Calls:
-    """The calls of a step, kept from one step to the next while the same parameters are stepped in the same way."""
-
-    def __init__(self, averages: tuple[str, ...], counted: bool = False):
-        self.averages = averages  # names of the state that starts as zeros in the parameter's shape
-        self.counted = counted  # whether state has `step`
-        self._key: Any = None
-        self._kept: list[Call] = []
-
-    def of(self, opt: OptimizerFace) -> list[Call]:
-        """The calls for the gradients and flags as they are now."""
-        key: list[Any] = [opt._version]
-        for params, hyper in zip(opt.param_lists, opt.hypers, strict=True):
-            key += _decays(params, opt._state) if hyper["wd"] else _live(params)
-        if key != self._key:
-            self._kept = self._made(opt, key[1:])
-            self._key = key
-        return self._kept
-
-    def _made(self, opt: OptimizerFace, decays: list[bool | None]) -> list[Call]:
-        places = [(i, p) for i, params in enumerate(opt.param_lists) for p in params]
-        calls: dict[Any, Call] = {}
-        for (i, p), decay in zip(places, decays, strict=True):
-            if decay is not None:
-                fused, sparse = _fusable(p), p.grad is not None and p.grad.is_sparse
-                alike = (i, decay, fused, sparse, p.device)
-                call = calls.setdefault(alike, Call(i, decay, fused, sparse))
-                call.params.append(p)
-                call.states.append(opt._state[p])
-        for call in calls.values():
-            self._fill(call)
-        return list(calls.values())
-
-    def _fill(self, call: Call) -> None:
-        call.absent = [None] * len(call.params)
-        for p, state in zip(call.params, call.states, strict=True):
-            for name in self.averages:
-                if name not in state:
-                    state[name] = torch.zeros_like(p)
-        call.averages = {name: [state[name] for state in call.states] for name in self.averages}
-        if self.counted:
-            counts = [float(state.setdefault("step", 0)) for state in call.states]
-            device = call.params[0].device if call.fused else "cpu"
-            call.steps = list(torch.tensor(counts).to(device).unbind())
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.9,
+        sqr_mom: Any = 0.99,
+        eps: Any = 1e-5,
+        wd: Any = 0.0,
+        beta: Any = 0.0,  # above 0: SAdam, a softplus of that sharpness around the denominator
+        decouple_wd: bool = True,
+    ):
+        cbs = [_decay(decouple_wd), *_AVERAGES, radam_step]
+        super().__init__(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd, beta=beta)
 
 
-def _decays(params: Any, state: Any) -> list[bool | None]:
-    """Per parameter whether weight decay acts on it; None: it takes no step."""
-    return [state[p].get("do_wd", True) if p.grad is not None and p.requires_grad else None for p in params]
+class QHAdam(Optimizer):
+    """Quasi-hyperbolic Adam (arXiv 1810.06801): mixes each average with the gradient of the moment."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.999,
+        sqr_mom: Any = 0.999,
+        nu_1: Any = 0.7,  # share of the average of gradients
+        nu_2: Any = 1.0,  # share of the average of squares
+        eps: Any = 1e-8,
+        wd: Any = 0.0,
+        decouple_wd: bool = True,
+    ):
+        cbs = [_decay(decouple_wd), *_AVERAGES, qhadam_step]
+        super().__init__(params, cbs, lr=lr, nu_1=nu_1, nu_2=nu_2, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
 
 
-def _live(params: Any) -> list[bool | None]:
-    return [True if p.grad is not None and p.requires_grad else None for p in params]
+class Larc(Optimizer):
+    """SGD with a rate per parameter tensor from the norms of value and gradient (arXiv 1708.03888)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.9,
+        clip: bool = True,  # rates are at most `lr`: LARC; without: LARS
+        trust_coeff: Any = 0.02,
+        eps: Any = 1e-8,
+        wd: Any = 0.0,
+        decouple_wd: bool = True,
+    ):
+        cbs = [_decay(decouple_wd), *([average_grad] if _moves(mom, params) else []), partial(larc_layer_lr, clip=clip)]
+        super().__init__(params, [*cbs, larc_step], lr=lr, mom=mom, trust_coeff=trust_coeff, eps=eps, wd=wd)
 
 
-def _fusable(p: Tensor) -> bool | None:
-    plain = type(p) in (Tensor, torch.nn.Parameter) and p.device.type in _FUSED_DEVICES and p.is_floating_point()
-    return True if plain and p.grad is not None and not p.grad.is_sparse else None
+class Lamb(Optimizer):
+    """Adam with steps scaled to the size of each parameter tensor, for large batches (arXiv 1904.00962)."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.9,
+        sqr_mom: Any = 0.99,
+        eps: Any = 1e-5,
+        wd: Any = 0.0,
+        decouple_wd: bool = True,
+    ):
+        cbs = [_decay(decouple_wd), *_AVERAGES, lamb_step]
+        super().__init__(params, cbs, lr=lr, mom=mom, sqr_mom=sqr_mom, eps=eps, wd=wd)
+
+
+class Lion(Optimizer):
+    """The sign of an average as the direction (arXiv 2302.06675): take a third of Adam's `lr`, thrice its `wd`."""
+
+    def __init__(
+        self,
+        params: Any,
+        lr: Any,
+        mom: Any = 0.9,  # share of the average in the direction
+        avg_mom: Any = 0.99,  # of the average itself
+        wd: Any = 0.0,
+        decouple_wd: bool = True,
+    ):
+        super().__init__(params, [_decay(decouple_wd), lion_step], lr=lr, mom=mom, avg_mom=avg_mom, wd=wd)
+
+
+def ranger(
+    params: Any,
+    lr: Any,
+    mom: Any = 0.95,
+    wd: Any = 0.01,
+    eps: Any = 1e-6,
+    k: int = 6,  # steps from one look ahead to the next
+    alpha: float = 0.5,  # how far the slow weights go towards the fast ones
+    **kwargs: Any,  # of RAdam: sqr_mom beta decouple_wd
+) -> Lookahead:
+    """`Lookahead` over `RAdam` (github.com/lessw2020/Ranger-Deep-Learning-Optimizer)."""
+    return Lookahead(RAdam(params, lr=lr, mom=mom, wd=wd, eps=eps, **kwargs), k=k, alpha=alpha)
+
+
+def _decay(decoupled: bool) -> Any:
+    return weight_decay if decoupled else l2_reg
+
+
+def _moves(mom: Any, params: Any) -> bool:
+    """Whether any group is given momentum, by the argument or by a hyper of its own."""
+    own = [getattr(group, "hypers", {}).get("mom", 0) for group in params] if isinstance(params, (list, tuple)) else []
+    given = list(mom) if hasattr(mom, "__iter__") else [mom]
+    return any(v != 0 for v in [*given, *own])

@@ -1,12 +1,15 @@
-"""What an optimizer shows: groups of parameters with their hypers, state per parameter, freezing, saving.
+"""The optimizer: groups of parameters with their hypers, state per parameter, and a step made of steppers.
 
-`OptimizerFace` is that; `Optimizer` steps by small functions, the classes in `algorithms` by torch's fused functions,
-`OptimWrapper` in `wrapper` by an optimizer of torch.
+The classes in `algorithms` are this one with their steppers; `OptimWrapper` in `wrapper` and `Lookahead` show another
+optimizer with the same face.
 """
 
+import functools
+import inspect
 import warnings
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from difflib import get_close_matches
 from functools import partial
 from typing import Any
 
@@ -14,39 +17,74 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor
 
-from learnloop.optim.schedules import even_mults
+from learnloop.optim.calls import FLAGS, Calls
+from learnloop.optim.groups import Group, as_groups, summary_of
+from learnloop.optim.hypers import LinkedDict, checked, host_number, merged, spread
+from learnloop.optim.saved import check_fits, copied, shapes_of
 
-#: What `state[p]` holds besides numbers that a step computes; it outlives `clear_state`.
-FLAGS = ("do_wd", "force_train")  # False: no weight decay; True: is trained in frozen groups too
-
-#: State that has one value per value of the parameter, by the names used here and in `torch.optim`.
-_LIKE_PARAM = {"grad_avg", "sqr_avg", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "exp_inf", "momentum_buffer"}
-_LIKE_PARAM |= {"square_avg", "acc_delta", "sum", "prev"}
+#: Hypers that every optimizer takes, whether a stepper of it reads them or not: a Learner and its schedules set them.
+COMMON = ("lr", "mom", "wd")
 
 
-class OptimizerFace:
-    """Groups, hypers and state of an optimizer; a subclass fills in `step`.
+class Optimizer:
+    """Steps by small functions, its `cbs`: `Optimizer(params, [weight_decay, sgd_step], lr=0.1)`.
 
-    A group is a list of parameters with one dict of hypers (`lr`, `mom`, `sqr_mom`, `eps`, `wd`, ...), the numbers of
-    which stay on the host.
+    A stepper is a function `(p, lr, **kwargs)` of a parameter, and by keyword of its state and the hypers of its group;
+    a dict that it returns updates that state. An attribute `defaults` on it holds default hypers. One that is marked
+    by `list_stepper` gets lists of parameters instead. A group is a list of parameters with one dict of hypers, the
+    numbers of which stay on the host.
     """
 
     param_lists: Any  # one list of parameters per group
     hypers: Any  # one dict per group
     frozen_idx: int  # groups before this one are frozen
 
-    def __init__(self, params: Any, **defaults: Any):
-        self.param_lists = L(L(group) for group in as_groups(params))
-        self.hypers = L({} for _ in self.param_lists)
+    def __init__(
+        self,
+        params: Any,  # parameters, or lists of them: the groups
+        cbs: Any,  # a stepper or several, in the order in which they act
+        train_bn: bool = True,
+        **defaults: Any,  # hypers, as `set_hyper` takes them; TypeError for one that no stepper reads
+    ):
+        if not train_bn:
+            warnings.warn("`train_bn` has no effect here; pass it to the Learner.", stacklevel=2)
+        self.cbs = list(L(cbs))
+        known = {name: v for cb in self.cbs for name, v in _defaults_of(cb).items()}
+        groups = as_groups(params)
+        _check_read({**defaults, **{name: v for group in groups for name, v in group.hypers.items()}}, self.cbs)
+        self._begin(groups, {**defaults, **{name: v for name, v in known.items() if name not in defaults}})
+
+    def _begin(self, groups: Sequence[Group], hypers: Mapping[str, Any]) -> None:
+        self.param_lists = [list(group) for group in groups]
+        self.hypers = [{} for _ in groups]
         self._state: defaultdict[Tensor, dict[str, Any]] = defaultdict(dict)
         self._version = 0  # goes up whenever what is kept between steps may no longer hold
-        self._required = tuple(defaults)
+        self._calls = Calls()
+        self._required = tuple(hypers)
         self.frozen_idx = 0
-        self.set_hypers(**defaults)
+        self._note_groups(groups)
+        self.set_hypers(**{name: self.or_own(name, value) for name, value in hypers.items()})
+        for i, own in enumerate(self._own):
+            for name in own.keys() - hypers.keys():
+                self._write(i, name, checked(name, own[name]))
 
+    def _note_groups(self, groups: Sequence[Group]) -> None:
+        self._own = [group.hypers for group in groups]
+        self._titles = [group.title for group in groups]
+        self._names = {p: name for group in groups for p, name in zip(group, group.names, strict=False)}
+
+    @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """Updates every parameter that has a gradient."""
-        raise NotImplementedError(f"`{type(self).__name__}` has no `step`.")
+        """Runs the steppers on every parameter that has a gradient and is not frozen."""
+        if closure is not None:
+            raise NotImplementedError(
+                "this `step` takes no closure; wrap an optimizer of torch that does in OptimWrapper."
+            )
+        for call in self._calls.of(self):
+            for stepper in call.steppers:
+                new = stepper(call.params, **{**call.columns, **call.hypers})
+                if new is not None:
+                    call.take(new)
 
     def zero_grad(self) -> None:
         """Sets every gradient to None."""
@@ -77,18 +115,11 @@ class OptimizerFace:
 
     def per_group(self, name: str, value: Any) -> list[Any]:
         """A value as `set_hyper` takes it, spread over the groups; changes nothing."""
-        n = len(self.param_lists)
-        if type(value) is float:  # what a schedule sets in every batch
-            return [value] * n
-        value = _spread(name, value, n) if isinstance(value, slice) else host_number(value)
-        if isinstance(value, (str, bytes, Mapping)) or not isinstance(value, Iterable):
-            return [value] * n
-        values = [host_number(v) for v in value]
-        if len(values) not in (1, n):
-            raise ValueError(
-                f"`{name}` got {len(values)} values, but there are {n} parameter groups; pass one value or {n}."
-            )
-        return values if len(values) == n else values * n
+        return spread(name, value, len(self.param_lists))
+
+    def or_own(self, name: str, value: Any) -> list[Any]:
+        """A value per group, but for a group that was made with one of its own (`by_name`) that."""
+        return merged(self._own, name, self.per_group(name, value))
 
     def last_group(self) -> Mapping[str, Any]:
         """The live dict in which the last group's `lr` stands."""
@@ -106,18 +137,19 @@ class OptimizerFace:
             raise ValueError(f"`param_groups` got {len(groups)} groups; this optimizer has {len(self.param_lists)}.")
         if all("params" in group for group in groups):
             as_groups([list(group["params"]) for group in groups])
-        for i, group in enumerate(groups):
-            for name, value in group.items():
+        values = [{k: checked(k, host_number(v)) for k, v in group.items() if k != "params"} for group in groups]
+        for i, (group, hypers) in enumerate(zip(groups, values, strict=True)):
+            for name, value in {**hypers, **{k: v for k, v in group.items() if k == "params"}}.items():
                 self._write_group(i, name, value)
 
     def _write_group(self, i: int, name: str, value: Any) -> None:
         if name != "params":
-            self._write(i, name, host_number(value))
+            self._write(i, name, checked(name, host_number(value)))
         elif value is not self.param_lists[i]:
             self._write_params(i, list(value))
 
     def _write_params(self, i: int, params: list[Tensor]) -> None:
-        self.param_lists[i] = L(params)
+        self.param_lists[i] = params
         self._version += 1
 
     # parameters and what is kept of them
@@ -152,6 +184,8 @@ class OptimizerFace:
     def freeze_to(self, n: int) -> None:
         """Freezes the groups before `n` (counted from the end if negative), except parameters with `force_train`."""
         groups = len(self.param_lists)
+        if isinstance(n, bool) or not isinstance(n, int):
+            raise TypeError(f"freeze_to({n!r}): pass the number of the first group that is trained.")
         if n < -groups:
             raise ValueError(f"freeze_to({n}) counts back beyond the first of {groups} groups; use {-groups} or more.")
         self.frozen_idx = n if n >= 0 else groups + n
@@ -177,16 +211,17 @@ class OptimizerFace:
 
     # saving
 
-    def state_dict(self) -> dict[str, list[dict[str, Any]]]:
-        """`state` of each parameter in order, and `hypers` of each group. Its tensors are the live ones, not copies."""
+    def state_dict(self) -> dict[str, Any]:
+        """`state` of each parameter in order, `hypers` and `shapes` of each group. Its tensors are the live ones."""
         return {
             "state": [self._saved_state(p) for p in self._parameters()],
             "hypers": [{name: host_number(v) for name, v in hyper.items()} for hyper in self.hypers],
+            "shapes": shapes_of(self.param_lists),
         }
 
     def load_state_dict(self, sd: Mapping[str, Any]) -> None:
         """Takes a copy of what `state_dict` gave; ValueError, and nothing changed, where that does not fit."""
-        self._check_fits(sd)
+        check_fits(sd, self.param_lists, self._required, self._title())
         for i, hyper in enumerate(sd["hypers"]):
             self._put_hypers(i, hyper)
         pairs = [(p, i) for i, group in enumerate(self.param_lists) for p in group]
@@ -204,43 +239,7 @@ class OptimizerFace:
         self.hypers[i].clear()
         self.hypers[i].update({name: host_number(v) for name, v in hyper.items()})
 
-    def _check_fits(self, sd: Mapping[str, Any]) -> None:
-        if not {"state", "hypers"} <= set(sd):
-            raise ValueError(
-                f"an optimizer's state has `state` and `hypers`; this one has {', '.join(sd) or 'nothing'}."
-            )
-        if len(sd["hypers"]) != len(self.param_lists):
-            raise ValueError(
-                f"the state has {len(sd['hypers'])} parameter groups, this optimizer {len(self.param_lists)}; "
-                "make it with the splitter that was used when the state was saved."
-            )
-        if len(sd["state"]) != len(self._parameters()):
-            raise ValueError(
-                f"the state has {len(sd['state'])} parameters, this optimizer {len(self._parameters())} in groups of "
-                f"{', '.join(str(len(group)) for group in self.param_lists)}; it belongs to another model or splitter."
-            )
-        self._check_names(sd["hypers"])
-        self._check_shapes(sd["state"])
-
-    def _check_names(self, hypers: Sequence[Mapping[str, Any]]) -> None:
-        for i, hyper in enumerate(hypers):
-            missing = [name for name in self._required if name not in hyper]
-            if missing:
-                raise ValueError(
-                    f"group {i} of the state has no {', '.join(missing)}, which {type(self).__name__} needs; "
-                    "it belongs to another kind of optimizer."
-                )
-
-    def _check_shapes(self, states: Sequence[Mapping[str, Any]]) -> None:
-        places = [(i, j, p) for i, group in enumerate(self.param_lists) for j, p in enumerate(group)]
-        for (i, j, p), state in zip(places, states, strict=True):
-            for name in _LIKE_PARAM.intersection(state):
-                value = state[name]
-                if isinstance(value, Tensor) and value.shape != p.shape:
-                    raise ValueError(
-                        f"`{name}` of parameter {j} in group {i} has shape {tuple(value.shape)}, the parameter "
-                        f"{tuple(p.shape)}; the state belongs to another model or splitter."
-                    )
+    # showing
 
     def __repr__(self) -> str:
         n = len(self.param_lists)
@@ -255,115 +254,45 @@ class OptimizerFace:
         numbers = [f"{name}={v:.4g}" for name, v in hyper.items() if type(v) in (int, float)]
         values = sum(p.numel() for p in params)
         frozen = ["frozen"] if i < self.frozen_idx else []
-        return f"  {i}: " + ", ".join([f"{len(params)} tensors with {values:,} values", *numbers, *frozen])
+        count = f"{len(params)} tensor{'s' * (len(params) != 1)} with {values:,} values"
+        return f"  {i}: " + ", ".join([*self._called(i), count, *numbers, *frozen])
+
+    def _called(self, i: int) -> list[str]:
+        """What a group is called: by its pattern, or by the names of its parameters, where they are known."""
+        known = [self._names[p] for p in self.param_lists[i] if self._names.get(p)]
+        title = (self._titles[i] if i < len(self._titles) else "") or summary_of(known)
+        return [title] if title else []
 
 
-class LinkedDict(dict[str, Any]):
-    """A dict that also hands each item set in it to `write(name, value)`."""
-
-    def __init__(self, write: Callable[[str, Any], None], items: Mapping[str, Any]):
-        super().__init__(items)
-        self._write = write
-
-    def __setitem__(self, name: str, value: Any) -> None:
-        self._write(name, value)
-        super().__setitem__(name, value)
-
-    def update(self, *args: Any, **kwargs: Any) -> None:
-        for name, value in dict(*args, **kwargs).items():
-            self[name] = value
-
-    def __reduce__(self) -> Any:
-        return dict, (dict(self),)  # a copy belongs to no optimizer
+def _defaults_of(stepper: Any) -> dict[str, Any]:
+    """A stepper's default hypers; what a partial of it fixes wins over its own."""
+    if not isinstance(stepper, functools.partial):
+        return getattr(stepper, "defaults", {})
+    inner = _defaults_of(stepper.func)
+    fixed = {name: v for name, v in stepper.keywords.items() if name in inner}
+    return {**inner, **fixed, **getattr(stepper, "defaults", {})}
 
 
-def as_groups(params: Any) -> list[list[Tensor]]:
-    """Parameters, or lists of them, as a list of groups; no group at all and a parameter given twice are errors."""
-    items = listed(params)
-    nested = bool(items) and all(_is_group(item) for item in items)
-    groups = [list(group) for group in items] if nested else [items]
-    where: dict[Tensor, int] = {}
-    for i, group in enumerate(groups):
-        for p in group:
-            if not isinstance(p, Tensor):
-                raise TypeError(
-                    f"parameter group {i} holds {type(p).__name__}; pass a list of parameters or a list of such lists."
-                )
-            if p in where:
-                raise ValueError(
-                    f"a parameter of shape {tuple(p.shape)} is in group {where[p]} and again in group {i}; "
-                    "let the splitter name each parameter once."
-                )
-            where[p] = i
-    if not where:
-        raise ValueError("an optimizer needs at least one parameter, but got none; is the whole model frozen or empty?")
-    return groups
+def _check_read(hypers: Mapping[str, Any], steppers: Sequence[Callable[..., Any]]) -> None:
+    """TypeError for a hyper that no stepper reads."""
+    read = {*COMMON, *(name for stepper in steppers for name in _defaults_of(stepper))}
+    for stepper in steppers:
+        try:
+            read |= set(inspect.signature(stepper).parameters)
+        except ValueError:  # written in C: nobody knows what it reads
+            return
+    for name in hypers:
+        if name not in read:
+            near = get_close_matches(name, read, n=1)
+            raise TypeError(
+                f"no stepper reads the hyper `{name}`; "
+                + (f"did you mean `{near[0]}`?" if near else "name it in the signature of the one that does.")
+            )
 
 
-def listed(params: Any) -> list[Any]:
-    """What an optimizer was given, as a list: of parameters, of groups, or of torch's dicts."""
-    if not isinstance(params, Iterable):
-        raise TypeError(f"an optimizer needs a list of parameters, but got {type(params).__name__}.")
-    return [params] if isinstance(params, Tensor) else list(params)
+class NothingToTrain(Optimizer):
+    """The optimizer of a model without trainable parameters: one empty group with hypers, a step that does nothing."""
 
-
-def _is_group(item: Any) -> bool:
-    return isinstance(item, Iterable) and not isinstance(item, (Tensor, Mapping, str, torch.nn.Module))
-
-
-def host_number(value: Any) -> Any:
-    """A numpy or torch scalar as a plain number; anything else as it is."""
-    return value.item() if getattr(value, "ndim", None) == 0 and hasattr(value, "item") else value
-
-
-def copied(value: Any, device: torch.device) -> Any:
-    """A copy of nested dicts, lists and tuples that shares no tensor with them; tensors come to `device`."""
-    if isinstance(value, Tensor):
-        return value.detach().to(device, copy=True)
-    if isinstance(value, Mapping):
-        return {k: copied(v, device) for k, v in value.items()}
-    return type(value)(copied(v, device) for v in value) if isinstance(value, (list, tuple)) else value
-
-
-def _spread(name: str, value: slice, n: int) -> Any:
-    if value.stop is None:
-        raise ValueError(f"`{name}` got {value}; use slice(end) or slice(start, end).")
-    if value.start is None:
-        return [value.stop / 10] * (n - 1) + [value.stop]
-    return even_mults(value.start, value.stop, n)
-
-
-class Optimizer(OptimizerFace):
-    """Steps by small functions, its `cbs`: each gets the parameter, and by keyword its state and the hypers.
-
-    A dict that one returns updates the parameter's state; an attribute `defaults` on it holds default hypers.
-    """
-
-    def __init__(self, params: Any, cbs: Any, train_bn: bool = True, **defaults: Any):
-        if not train_bn:
-            warnings.warn("`train_bn` has no effect here; pass it to the Learner.", stacklevel=2)
-        self.cbs = L(cbs)
-        known = {name: v for cb in self.cbs for name, v in _defaults_of(cb).items()}
-        super().__init__(params, **{**known, **defaults})
-
-    @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> None:
-        """Runs every function of `cbs` on every parameter that has a gradient and is not frozen."""
-        refuse_closure(closure)
-        for p, _, state, hyper in self.all_params(with_grad=True):
-            for cb in self.cbs if p.requires_grad else ():
-                new = cb(p, **{**state, **hyper})
-                if isinstance(new, dict):
-                    state.update(new)
-
-
-def _defaults_of(cb: Callable[..., Any]) -> dict[str, Any]:
-    while isinstance(cb, partial) and not hasattr(cb, "defaults"):
-        cb = cb.func
-    return getattr(cb, "defaults", {})
-
-
-def refuse_closure(closure: Callable[[], Any] | None) -> None:
-    """An error for who passes a closure to a step that would not call it."""
-    if closure is not None:
-        raise NotImplementedError("this `step` takes no closure; wrap an optimizer of torch that does in OptimWrapper.")
+    def __init__(self, lr: Any):
+        self.cbs = []
+        self._begin([Group()], {"lr": lr})

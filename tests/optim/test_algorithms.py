@@ -1,226 +1,99 @@
-"""SGD and Adam: the numbers of fastai, who takes a step, and which forms of torch do the work."""
+"""The algorithms: the numbers of fastai, who takes a step, and which forms of torch do the work.
+
+fastai_steps.json is written by make_fastai_steps.py.
+"""
 
 import copy
+import json
 import math
+from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from learnloop.optim.algorithms import SGD, Adam
+from learnloop.optim import algorithms
+from learnloop.optim.algorithms import SGD, Adam, Lamb, Larc, Lion, QHAdam, RAdam, RMSProp, ranger
+from learnloop.optim.optimizer import Optimizer
+from tests.optim.steps import CASES, case, give_gradients, parameters
 
-
-def parameters(dtype=torch.float32):
-    shapes = [(2, 3), (3,), (3, 1), (1,)]
-    flat = [torch.cos(torch.arange(math.prod(s), dtype=torch.float32) * 1.3 + i) for i, s in enumerate(shapes)]
-    return [nn.Parameter(f.reshape(s).to(dtype)) for f, s in zip(flat, shapes, strict=True)]
-
-
-def give_gradients(params, i):
-    for j, p in enumerate(params):
-        waves = torch.arange(p.numel(), dtype=torch.float32).reshape(p.shape) * 0.7 + i * 0.9 + j
-        p.grad = (torch.sin(waves) * (j + 1)).to(p.dtype)
-
-
-def trained(make, hypers, each=None, steps=20):
-    """Values after 20 steps of two groups; a bias without decay, a matrix without gradient at first."""
-    params = parameters()
-    opt = make([params[:2], params[2:]])
-    opt.set_hypers(**hypers)
-    opt.state[params[1]]["do_wd"] = False
-    for i in range(steps):
-        give_gradients(params, i)
-        if i < 5:
-            params[2].grad = None
-        if each is not None:
-            each(opt, i)
-        opt.step()
-    return [v for p in params for v in p.detach().flatten().tolist()]
-
-
-def mom_sometimes_zero(opt, i):
-    opt.set_hyper("mom", 0.0 if i % 7 == 3 else 0.9)
-
-
-RATES = {"lr": [0.05, 0.02]}
-APART = {"lr": [0.05, 0.02], "mom": [0.9, 0.5], "wd": [0.1, 0.3]}
-CASES = {
-    "sgd": (lambda ps: SGD(ps, 0.1, wd=0.1), APART),
-    "sgd_l2": (lambda ps: SGD(ps, 0.1, wd=0.1, decouple_wd=False), RATES),
-    "sgd_mom": (lambda ps: SGD(ps, 0.1, mom=0.9, wd=0.1), APART),
-    "sgd_mom_l2": (lambda ps: SGD(ps, 0.1, mom=0.9, wd=0.1, decouple_wd=False), APART),
-    "sgd_mom_zero": (lambda ps: SGD(ps, 0.1, mom=0.9, wd=0.1), APART, mom_sometimes_zero),
-    "sgd_never_mom": (lambda ps: SGD(ps, 0.1), RATES, lambda opt, i: opt.set_hyper("mom", 0.9)),
-    "adam": (lambda ps: Adam(ps, 0.1), RATES),
-    "adam_groups": (lambda ps: Adam(ps, 0.1), APART),
-    "adam_l2": (lambda ps: Adam(ps, 0.1, decouple_wd=False), APART),
-    "adam_eps": (lambda ps: Adam(ps, 0.1, eps=0.1, sqr_mom=0.9, wd=0.0), RATES, mom_sometimes_zero),
-}
-
-# What `trained` returns with the optimizers of fastai 2.8.12 (torch 2.13, CPU).
-FASTAI = {
-    "sgd": [
-        0.8732853,
-        0.239285,
-        -0.7479513,
-        -0.6123826,
-        0.4643963,
-        0.901189,
-        0.5521358,
-        -0.5966656,
-        -0.8021095,
-        -0.3892008,
-        -0.9472069,
-        -0.1622762,
-        -0.8220599,
-    ],
-    "sgd_l2": [
-        0.8732851,
-        0.239285,
-        -0.7479513,
-        -0.6123824,
-        0.4643963,
-        0.901189,
-        0.5521358,
-        -0.5966656,
-        -0.8021095,
-        -0.4163594,
-        -1.0064701,
-        -0.1700469,
-        -0.8897142,
-    ],
-    "sgd_mom": [
-        0.430567,
-        -0.2238713,
-        -1.0137165,
-        -0.5557627,
-        0.8167717,
-        1.3835927,
-        -0.300181,
-        -0.8878229,
-        -0.3951717,
-        -0.4184449,
-        -0.9605227,
-        -0.1534019,
-        -0.6973202,
-    ],
-    "sgd_mom_l2": [
-        0.1140901,
-        -0.213855,
-        -0.5696597,
-        -0.2461112,
-        0.5417414,
-        0.8498477,
-        -0.300181,
-        -0.8878229,
-        -0.3951717,
-        -0.3803593,
-        -0.8823907,
-        -0.1413016,
-        -0.6172348,
-    ],
-    "sgd_mom_zero": [
-        1.2157208,
-        0.7501947,
-        -0.3088566,
-        -0.4516157,
-        0.2712238,
-        0.4449297,
-        1.6051399,
-        0.1007428,
-        -0.7882988,
-        -0.4079809,
-        -1.2786398,
-        -0.6504838,
-        -1.2738041,
-    ],
-    "sgd_never_mom": [
-        0.9636455,
-        0.2592611,
-        -0.8331353,
-        -0.6813595,
-        0.5129458,
-        0.9999772,
-        0.5521358,
-        -0.5966656,
-        -0.8021095,
-        -0.4305191,
-        -1.0373788,
-        -0.17411,
-        -0.9255487,
-    ],
-    "adam": [
-        0.8030125,
-        0.0429071,
-        -0.9953288,
-        -0.7556922,
-        0.5630445,
-        1.2071604,
-        0.3440268,
-        -0.7711031,
-        -0.8767924,
-        -0.5024235,
-        -1.0599116,
-        -0.1587541,
-        -0.9352866,
-    ],
-    "adam_groups": [
-        0.7291717,
-        0.0353844,
-        -0.910911,
-        -0.6890873,
-        0.5183314,
-        1.1075168,
-        0.3440268,
-        -0.7711031,
-        -0.8767924,
-        -0.4134036,
-        -0.9272554,
-        -0.1228545,
-        -0.8506882,
-    ],
-    "adam_l2": [
-        0.6677141,
-        0.0327361,
-        -0.8933872,
-        -0.6683,
-        0.5038967,
-        1.0887594,
-        0.3440268,
-        -0.7711031,
-        -0.8767924,
-        -0.4386483,
-        -0.982605,
-        -0.1297914,
-        -0.9273052,
-    ],
-    "adam_eps": [
-        0.5768515,
-        0.5528186,
-        -0.0141855,
-        0.2866793,
-        1.171465,
-        1.0492717,
-        1.139706,
-        0.3688069,
-        0.1042963,
-        -0.1982102,
-        -0.8574255,
-        -0.1421002,
-        -0.756633,
-    ],
-}
+FASTAI = json.loads(Path(__file__).with_name("fastai_steps.json").read_text())["ends"]
+FUSED = [name for name, (algorithm, *_) in CASES.items() if algorithm in ("SGD", "Adam")]
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_twenty_steps_end_where_fastai_ends(name):
-    assert trained(*CASES[name]) == pytest.approx(FASTAI[name], abs=1e-6)
+    assert case(name, algorithms) == pytest.approx(FASTAI[name], abs=1e-6)
 
 
-def test_defaults_are_those_of_fastai():
-    assert dict(SGD(parameters(), 0.1).hypers[0]) == {"lr": 0.1, "mom": 0.0, "wd": 0.0}
-    adam = {"lr": 0.1, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.01}
-    assert dict(Adam(parameters(), 0.1).hypers[0]) == adam
+@pytest.mark.parametrize("name", FUSED)
+def test_the_form_made_of_steppers_ends_there_too(name):
+    assert case(name, algorithms, fused=False) == pytest.approx(FASTAI[name], abs=1e-6)
+
+
+@pytest.mark.parametrize("make", [SGD, RMSProp, Adam, RAdam, QHAdam, Larc, Lamb, Lion, ranger])
+def test_every_algorithm_is_an_optimizer(make):
+    assert isinstance(make(parameters(), 0.1), Optimizer)
+
+
+@pytest.mark.parametrize(
+    ("make", "hypers"),
+    [
+        (SGD, {"lr": 0.1, "mom": 0.0, "wd": 0.0}),
+        (RMSProp, {"lr": 0.1, "mom": 0.0, "sqr_mom": 0.99, "eps": 1e-8, "wd": 0.0}),
+        (Adam, {"lr": 0.1, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.01}),
+        (RAdam, {"lr": 0.1, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.0, "beta": 0.0}),
+        (QHAdam, {"lr": 0.1, "nu_1": 0.7, "nu_2": 1.0, "mom": 0.999, "sqr_mom": 0.999, "eps": 1e-8, "wd": 0.0}),
+        (Larc, {"lr": 0.1, "mom": 0.9, "trust_coeff": 0.02, "eps": 1e-8, "wd": 0.0}),
+        (Lamb, {"lr": 0.1, "mom": 0.9, "sqr_mom": 0.99, "eps": 1e-5, "wd": 0.0}),
+        (ranger, {"lr": 0.1, "mom": 0.95, "sqr_mom": 0.99, "eps": 1e-6, "wd": 0.01, "beta": 0.0}),
+    ],
+)
+def test_defaults_are_those_of_fastai(make, hypers):
+    assert make(parameters(), 0.1).hypers[0] == hypers
+
+
+def test_rmsprop_is_torchs():
+    ends = []
+    for make in (RMSProp, partial(torch.optim.RMSprop, alpha=0.99)):
+        params = parameters()
+        opt = make(params, 0.1)
+        for i in range(5):
+            give_gradients(params, i)
+            opt.step()
+        ends.append(torch.cat([p.detach().flatten() for p in params]))
+    assert torch.allclose(*ends, atol=1e-6)
+
+
+def test_lion_goes_by_the_sign_of_a_mix_and_keeps_an_average():
+    (p,) = params = [nn.Parameter(torch.tensor([1.0, -2.0]))]
+    opt = Lion(params, 0.1, mom=0.5, avg_mom=0.75, wd=0.2)
+    seen = []
+    for grad in ([1.0, -1.0], [-0.2, 4.0]):
+        p.grad = torch.tensor(grad)
+        opt.step()
+        seen.append((p.tolist(), opt.state[p]["grad_avg"].tolist()))
+    # By hand. The second mixes are 0.5 * 0.25 - 0.5 * 0.2 and -0.5 * 0.25 + 0.5 * 4: both above 0.
+    assert seen[0] == (pytest.approx([0.98 - 0.1, -1.96 + 0.1]), pytest.approx([0.25, -0.25]))
+    assert seen[1][0] == pytest.approx([0.88 * 0.98 - 0.1, -1.86 * 0.98 - 0.1])
+    assert seen[1][1] == pytest.approx([0.25 * 0.75 - 0.25 * 0.2, -0.25 * 0.75 + 0.25 * 4.0])
+
+
+def test_larc_and_lamb_leave_zeros_that_have_no_gradient_where_they_are():
+    for make in (Larc, Lamb):
+        p = nn.Parameter(torch.zeros(2))
+        p.grad = torch.zeros(2)
+        make([p], 0.1).step()
+        assert p.tolist() == [0.0, 0.0]
+
+
+def test_a_group_with_momentum_of_its_own_gets_a_sum_of_gradients():
+    a, b = parameters()[:2]
+    opt = SGD([[a], [b]], 0.1, mom=[0.0, 0.9])
+    give_gradients([a, b], 0)
+    opt.step()
+    assert [set(opt.state[p]) for p in (a, b)] == [{"grad_avg"}, {"grad_avg"}]
 
 
 def test_sgd_made_without_momentum_stays_without():
@@ -241,7 +114,7 @@ def test_frozen_parameters_take_no_step(make):
     opt.freeze_to(2)
     before = copy.deepcopy(params)
     opt.step()
-    assert [torch.equal(p, q) for p, q in zip(params, before, strict=True)] == [True, True, False, False]
+    assert [torch.equal(p, q) for p, q in zip(params, before, strict=True)] == [True] * 2 + [False] * 4
     opt.unfreeze()
     opt.step()
     assert not torch.equal(params[0], before[0])
@@ -255,7 +128,7 @@ def test_a_step_counts_for_the_parameters_that_take_it():
         if missing is not None:
             params[missing].grad = None
         opt.step()
-    assert [opt.state[p]["step"] for p in params] == [4, 4, 2, 4]
+    assert [opt.state[p]["step"] for p in params] == [4, 4, 2, 4, 4, 4]
 
 
 def test_a_decay_flag_set_between_steps_is_seen():
@@ -313,7 +186,7 @@ def test_precisions_may_differ_within_a_group():
     opt = Adam(params, 0.1)
     give_gradients(params, 0)
     opt.step()
-    assert [opt.state[p]["step"] for p in params] == [1, 1, 1, 1]
+    assert [opt.state[p]["step"] for p in params] == [1] * 6
 
 
 @pytest.mark.parametrize("make", [lambda ps: SGD(ps, 0.1, mom=0.9, wd=0.1), lambda ps: Adam(ps, 0.1)])
@@ -356,4 +229,4 @@ def test_a_step_without_any_gradient_changes_nothing():
     opt = Adam(params, 0.1)
     opt.step()
     assert all(torch.equal(p, q) for p, q in zip(params, parameters(), strict=True))
-    assert opt.state_dict()["state"] == [{}, {}, {}, {}]
+    assert opt.state_dict()["state"] == [{}] * 6
