@@ -88,6 +88,8 @@ def _toy_model() -> nn.Module:
 class EventLog(Callback):
     """Notes the events it hears in `events`: names, or tuples of name and values with `EventLog("epoch", "iter")`."""
 
+    reads_only = True
+
     def __init__(
         self,
         *attributes: str,  # of the learner, read at each event; None where it has none

@@ -146,6 +146,7 @@ def capture(learn: Any) -> dict[str, Any]:
         "opt_kind": _kind_of_opt(learn.opt),
         "counters": plain({n: learn.__dict__[n] for n in COUNTERS if n in learn.__dict__}),  # none before the first fit
         "position": plain(learn._position()),
+        "identity": learn._identity(),
         "kept": plain(learn._kept.state_dict()),
         "pass_random": plain(learn._pass_random),
         **(learn._validation_start or capture_moving(learn)),  # a validation is begun again, with all that follows it

@@ -1,5 +1,6 @@
 """The loop: fit, epoch, batch, step, in that order. What it leans on lies in the rooms beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,16 @@ import torch
 from learnloop.data.batches import pick_pred
 from learnloop.data.loaders import due_after, name_of, number_of
 from learnloop.loop.current import CurrentBatch
-from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
+from learnloop.loop.fits import (
+    FitCall,
+    arrive,
+    do_what_is_due,
+    first_batch,
+    position,
+    resumes_at,
+    stop_if_asked,
+)
+from learnloop.loop.identity import identity
 from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
@@ -48,9 +58,10 @@ class TrainingLoop(CurrentBatch):
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
     _depth: int  # runs nested in the active one
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
+    _due: list[Callable[[], Any]]  # what waits for a place from which a fit can go on
 
     def __init__(self) -> None:
-        self._kept, self._depth = Kept(), 0
+        self._kept, self._depth, self._due = Kept(), 0, []
         super().__init__()
 
     def _do_fit(self) -> None:
@@ -100,6 +111,8 @@ class TrainingLoop(CurrentBatch):
         self._split(batch)
         del batch  # a traceback keeps this frame
         run_span(self, BATCH, self._do_one_batch, self._count)
+        if self._due:
+            do_what_is_due(self)
         self.batch = None
 
     def _do_one_batch(self) -> None:
@@ -157,6 +170,10 @@ class TrainingLoop(CurrentBatch):
             end = (self.epoch + 1) / self.n_epoch  # a loader may have more batches than it says
             self.pct_train = pct if pct < end else end
 
+    def at_boundary(self, action: Callable[[], Any]) -> None:
+        """Calls `action()` where the fit could go on from next: after this training batch, or after this epoch."""
+        self._due.append(action)
+
     def _loader(self, ds_idx: int | str) -> Any:
         """A loader by its number or name; None for a validation loader that is not there."""
         ds_idx = number_of(self.dls, ds_idx)
@@ -170,11 +187,15 @@ class TrainingLoop(CurrentBatch):
     def _position(self) -> dict[str, Any]:
         return position(self)
 
+    def _identity(self) -> dict[str, Any]:
+        return identity(self, self.n_epoch, self.n_step, self.valid_every)
+
     def _release(self) -> None:
         """Lets go of everything that a run held: loader, batch, graph, passes, states taken on the way."""
         self._release_batch()
         self._rated = type(self)._rated
         self._resuming = self._validation_start = self._pass_random = None
+        self._due = []
         if self._passes is not None:
             self._passes.close()
             self._passes = None
