@@ -41,6 +41,7 @@ from learnloop.optim.groups import NothingToTrain, norm_bias_params, trainable_p
 from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
 from learnloop.stored import Stored
+from learnloop.verify import ResumeReport, verify
 
 #: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
 defaults = SimpleNamespace(
@@ -165,6 +166,22 @@ class Learner(TrainingLoop):
             )
         run_fit(self, self._call_of(self._point).checked(self), self._point)
         self._run_phases(self._phase + 1)
+
+    def _fit_from(self, state: dict[str, Any] | None, **numbers: Any) -> None:
+        """A fit, from a state if there is one."""
+        run_fit(self, FitCall(**{"n_epoch": None, **numbers}).checked(self), state)
+
+    def verify_resume(
+        self,
+        n_batch: int = 8,  # training batches
+        stop: int | None = None,  # the batch before which it is stopped; None: the one in the middle
+        cbs: Any = None,  # callbacks of the fit that is meant, such as a schedule
+    ) -> ResumeReport:
+        """Trains a copy for some batches, and another through a stop in between; says whether they agree to the bit.
+
+        Both in fresh processes, where the learner can be pickled and made there. Callbacks that only read are left out.
+        """
+        return verify(self, n_batch, n_batch // 2 if stop is None else stop, listed(cbs))
 
     def _call_of(self, state: dict[str, Any]) -> FitCall:
         """The call that a state belongs to: its numbers, and the callbacks that came for the fit that was stopped."""

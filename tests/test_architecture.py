@@ -26,6 +26,7 @@ LAYERS = (
     "loop.fits",
     "loop.training_loop",
     "callbacks.modes  callbacks.recorder  callbacks.schedule  callbacks.journal  checkpoint",
+    "stored  verify",
     "callbacks  export",
     "learner",
     "learnloop  testing",
@@ -36,7 +37,7 @@ FOLDERS = {
     "data": {"data"},
     "optim": {"optim"},
     "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"},
 }
 
 

@@ -115,6 +115,8 @@ class Checkpoint(Callback):
             self._say_verdict()
             self._journal.close()
         error, is_terminated = self._error, self._is_terminated
+        if is_terminated:
+            say(self.learn, f"SIGTERM: stopped; the same call with `resume=True` goes on from `{self.last}`")
         self._close()
         if error is not None:
             raise error

@@ -29,7 +29,9 @@ class Journal:
     def __init__(self, path: Path, run: str, start: int):
         self.path, self.run = path, run
         lines = self._read()
-        self.expected = {n: line for n, line in (lines or {}).items() if n > start}  # noted when the run was here before
+        self.expected = {
+            n: line for n, line in (lines or {}).items() if n > start
+        }  # noted when the run was here before
         self.repeated = 0  # lines that came again as they were
         self.differs = False
         self._known = max(self.expected, default=start)
@@ -112,7 +114,9 @@ class Journal:
             self._file = None
 
     def _give_up(self, error: OSError) -> None:
-        warnings.warn(f"the journal `{self.path}` could not be written: {error.strerror}. It is left out.", stacklevel=2)
+        warnings.warn(
+            f"the journal `{self.path}` could not be written: {error.strerror}. It is left out.", stacklevel=2
+        )
 
 
 def random_checksum() -> int:

@@ -31,7 +31,9 @@ class ParamScheduler(Callback):
 
     def identity(self) -> dict[str, Any]:
         """Eleven values of each schedule."""
-        return {f"schedule of `{n}`": [np.asarray(f(i / 10)).tolist() for i in range(11)] for n, f in self.scheds.items()}
+        return {
+            f"schedule of `{n}`": [np.asarray(f(i / 10)).tolist() for i in range(11)] for n, f in self.scheds.items()
+        }
 
     def before_fit(self) -> None:
         """Refuses a schedule that can never act: of an unknown hyper, or over an unknown length."""
