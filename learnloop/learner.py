@@ -63,8 +63,8 @@ class Learner(TrainingLoop):
     logger: Callable[[Any], Any]  # gets each row of the recorder
     create_mbar: bool  # whether a fit shows a bar over its epochs
 
-    _phases: Sequence[Callable[[Any], None]] = ()  # the fits of a verb that makes several, until the last has ended
-    _phase: int = 0  # which of them runs
+    _phase: int = 0  # number of the fit that runs, in a verb that makes several
+    _rest: tuple[Any, int, Sequence[Callable[..., None]]] = (None, 0, ())  # a stopped fit's state and number; the next
 
     def __init__(
         self,
@@ -149,6 +149,7 @@ class Learner(TrainingLoop):
         none yet.
         """
         call = FitCall(n_epoch, lr, wd, cbs, reset_opt, start_epoch, n_step, valid_every).checked(self)
+        self._rest = Learner._rest
         stored = self._stored(resume, call.cbs)
         run_fit(self, replace(call, repeats=stored is not None), None if stored is None else stored.state)
 
@@ -164,8 +165,15 @@ class Learner(TrainingLoop):
                 "there is nothing to resume: no fit was stopped by Ctrl-C, or a second Ctrl-C cut it inside a batch. "
                 "`fit(…)` starts anew."
             )
-        run_fit(self, self._call_of(self._point).checked(self), self._point)
-        self._run_phases(self._phase + 1)
+        point, number, rest = self._rest
+        self._rest = Learner._rest
+        if point is not self._point:  # what was stopped last is no phase of a longer call
+            number, rest = 0, ()
+        self._run_phases([self._go_on, *rest], number)
+
+    def _go_on(self, resume: Any = None) -> None:
+        state: dict[str, Any] = self._point  # type: ignore[assignment]
+        run_fit(self, self._call_of(state).checked(self), state)
 
     def _fit_from(self, state: dict[str, Any] | None, **numbers: Any) -> None:
         """A fit, from a state if there is one."""
@@ -271,27 +279,33 @@ class Learner(TrainingLoop):
         **kwargs: Any,  # of both `fit_one_cycle`: div_final wd moms cbs reset_opt start_epoch
     ) -> None:
         """Trains the last group alone, then all of them with rates that grow from the first to the last."""
-
-        def frozen(resume: Any) -> None:
-            self.freeze()
-            self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, resume=resume, **kwargs)
-
-        def unfrozen(resume: Any) -> None:
-            self.unfreeze()
-            lrs = slice(base_lr / 2 / lr_mult, base_lr / 2)
-            self.fit_one_cycle(epochs, lrs, pct_start=pct_start, div=div, resume=resume, **kwargs)
-
+        lrs = slice(base_lr / 2 / lr_mult, base_lr / 2)
+        phases = [
+            partial(self._tune, -1, freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs),
+            partial(self._tune, 0, epochs, lrs, pct_start=pct_start, div=div, **kwargs),
+        ]
         stored = self._stored(resume, kwargs.get("cbs"))
-        self._phases = [frozen, unfrozen]
-        self._run_phases(0 if stored is None else stored.phase, stored)
+        first = 0 if stored is None else stored.phase
+        self._run_phases(phases[first:], first, stored)
 
-    def _run_phases(self, first: int, stored: Stored | None = None) -> None:
-        """The fits of a verb that makes several, from number `first` on, which goes on from `stored` if that is one."""
-        phases = self._phases
-        for self._phase in range(first, len(phases)):
-            phases[self._phase](stored)
-            stored = None
-        self._phases, self._phase = [], 0
+    def _tune(self, freeze_to: int, *args: Any, **kwargs: Any) -> None:
+        self.freeze_to(freeze_to)
+        self.fit_one_cycle(*args, **kwargs)
+
+    def _run_phases(self, phases: Sequence[Callable[..., None]], first: int, stored: Stored | None = None) -> None:
+        """Fits that belong together, numbered from `first`; the first goes on from `stored` if that is one.
+
+        They are called with `resume=`. Where one is stopped, those after it wait for `resume()`.
+        """
+        for i, phase in enumerate(phases):
+            self._phase = first + i
+            try:
+                phase(resume=None if i else stored)
+            except BaseException:
+                self._rest = self._point, self._phase, phases[i + 1 :]
+                raise
+            finally:
+                self._phase = 0
 
     def freeze_to(self, n: int) -> None:
         """Freezes the parameter groups before `n` (from the end if negative), and forgets the optimizer's state."""

@@ -23,15 +23,16 @@ from learnloop.data.once import like
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.state import capture
+from learnloop.machine import default_pickle
 
 #: What is compared of each batch, in the order in which one follows from the other, and what a difference means.
 _MEANINGS = {
-    "indices": "the sampler draws other samples: it keeps a state or a generator of its own. A sampler that draws from "
-    "the global generators, or has `set_epoch`, can be resumed",
-    "batches": "the same samples come out otherwise: the dataset or the collate function has a generator of its own. Let "
-    "it draw from the global ones of torch, numpy or python, which the loader seeds for each batch",
-    "losses": "the same batches and weights give another loss: the model or the loss has randomness or state of its own, "
-    "or a kernel is not deterministic (`set_seed(…, reproducible=True)` finds out)",
+    "indices": "the sampler draws other samples: it keeps a state or a generator of its own. One that draws from the "
+    "global generators, or has `set_epoch`, can be resumed",
+    "batches": "the same samples come out otherwise: the dataset or the collate function has a generator of its own. "
+    "Let it draw from the global ones of torch, numpy or python, which the loader seeds for each batch",
+    "losses": "the same batches and weights give another loss: the model or the loss has randomness or state of its "
+    "own, or a kernel is not deterministic (`set_seed(…, reproducible=True)` finds out)",
     "weights": "the same losses give other weights: the optimizer or a callback has state that is not stored, or the "
     "backward of a kernel is not deterministic (`set_seed(…, reproducible=True)` finds out)",
 }
@@ -100,6 +101,8 @@ class Trace(Callback):
 
 def verify(learn: Any, n_batch: int, stop: int, cbs: Any) -> ResumeReport:
     """Trains copies of a learner: one for `n_batch` batches, another from its state before batch `stop` of them."""
+    if learn.task is not None:
+        raise RuntimeError("`verify_resume` was called while a run is active. Call it before or after that run.")
     if not 0 < stop < n_batch:
         raise ValueError(
             f"`stop={stop}` and `n_batch={n_batch}`: it stops after at least one batch and before the last."
@@ -209,7 +212,7 @@ class _Unable(Exception):
 def _in_processes(learn: Any, n_batch: int, stop: int, folder: Path) -> tuple[Trace, Trace, str]:
     """Both parts, each in a fresh process; the second knows only the learner as it was, and the state."""
     try:
-        (folder / "learner").write_bytes(pickle.dumps(learn))
+        (folder / "learner").write_bytes(default_pickle().dumps(learn))
     except Exception as error:
         raise _Unable(str(error).partition("\n")[0]) from None
     first = _child(folder, n_batch, stop)
@@ -249,8 +252,8 @@ def checksum(value: Any) -> int:
     crc = 0
     for leaf in leaves(value):
         if isinstance(leaf, Tensor):
-            bits = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-            crc = zlib.crc32(bits.numpy(), zlib.crc32(f"{leaf.dtype}{list(leaf.shape)}".encode(), crc))
+            bits: Any = leaf.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+            crc = zlib.crc32(bits, zlib.crc32(f"{leaf.dtype}{list(leaf.shape)}".encode(), crc))
         else:
             crc = zlib.crc32(repr(leaf).encode(), crc)
     return crc

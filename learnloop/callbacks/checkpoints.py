@@ -1,27 +1,25 @@
 """Checkpoints: the whole run, written while it goes on, and read back by a process that repeats the call."""
 
-import os
 import re
-import secrets
 import signal
-import threading
 import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-import torch
 from fastcore.basics import noop
-from torch import Tensor
 
 from learnloop.callbacks.journal import Journal
 from learnloop.loop.callback import Callback
+from learnloop.loop.interrupt import Sigterm
 from learnloop.loop.passes import how_data_goes_on
 from learnloop.loop.state import capture
-from learnloop.stored import SUFFIX, Stored, newest_run, next_path, read_run, runs_in, write_run
+from learnloop.stored import Stored, Writing, check_writable, new_run, newest_run, read_run
 
 _SECONDS = {"s": 1, "min": 60, "h": 3600}
 _TERMINATED = 128 + signal.SIGTERM
+#: What is open during a fit only, and is left out of copies: each of these is there as None in the class.
+_OPEN = ("_writing", "_journal", "_sigterm")
 
 
 class Checkpoint(Callback):
@@ -29,11 +27,14 @@ class Checkpoint(Callback):
 
     `Checkpoint("1ep")` after each epoch, `"500step"` every so many updates, `"10min"` (or `s`, `h`) by the clock; also
     at the end of a fit, and where Ctrl-C or SIGTERM stop it. SIGTERM then ends the process with 143. A file is complete
-    or not there, has a checksum, and is read without running code from it. The first of a run is read back before the
-    training goes on. Later ones are written by a thread, from a copy in host memory; where that fails, a warning names
-    path and reason, the training goes on, and its end raises the OSError if the newest file is still missing.
-    With it comes a journal with a line per batch, by which a resumed fit tells whether it repeats what was there.
-    Cost per batch: 20 to 40 µs for that line; per checkpoint: one copy of the state.
+    or not there, has a checksum, and is read without running code from it. One folder is for one fit.
+
+    The first file of a run is read back before the training goes on: where it cannot be written, the OSError leaves the
+    fit, and `learn.resume()` goes on. Later ones are written by a thread, from a copy in host memory: where that fails,
+    a warning names path and reason, the training goes on, and its end raises the OSError if the newest is missing.
+
+    A journal beside the files has a line per batch, by which a resumed fit tells whether it repeats what was there.
+    Cost: about 20 µs per batch for that line, and one copy of the state per file.
     """
 
     order = 1000  # when everybody else is done with the batch
@@ -41,55 +42,64 @@ class Checkpoint(Callback):
     reads_only = True
     tasks = ("fit",)
 
+    _writing: Writing | None = None  # the file on its way
+    _journal: Journal | None = None
+    _sigterm: Sigterm | None = None
+
     def __init__(
         self,
         every: str = "1ep",
         keep: int | None = 3,  # files to keep, the newest; None: all
         path: str | Path | None = None,  # the folder; None: `checkpoints` in the folder of the learner's models
     ):
-        self.every, self.keep, self.path = every, keep, path
-        self.count, self.unit = parse_every(every)
         if keep is not None and (isinstance(keep, bool) or not isinstance(keep, int) or keep < 1):
             raise ValueError(f"`keep={keep!r}`: pass how many files to keep, 1 or more, or None for all.")
+        self.every, self.keep, self.path = every, keep, path
+        self.count, self.unit = parse_every(every)
         self.last: Path | None = None  # the newest file of this run
+        self.run_id = ""  # of the run that was here last
         self.goes_on_from: Stored | None = None  # what the next fit resumes, if it does
-        self.run_id = ""
-        self._close()
-
-    def _close(self) -> None:
-        self._writing: _Writing | None = None
-        self._journal: Journal | None = None
-        self._error: OSError | None = None  # why the newest file could not be written
-        self._due_at = 0.0  # updates or seconds at which the next one is due
-        self._former: Any = None  # the handler of SIGTERM to put back
-        self._is_terminated = self._is_checked = False
+        self._seed: int | None = None  # of the data in the last fit, by which its resume is known
+        self._due_at = 0.0  # updates or seconds at which the next file is due
+        self._error: OSError | None = None  # why the newest file is missing
+        self._is_proven = False  # a file of this fit was read back
 
     @property
     def folder(self) -> Path:
         """Where the files lie."""
         return folder_of(self, self.learn)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in vars(self).items() if name not in _OPEN}
+
     # The events
 
     def before_fit(self) -> None:
-        """Begins a run, or goes on with the one that is resumed; refuses a folder that cannot be written."""
-        learn, resumed, self.goes_on_from = self.learn, self.goes_on_from, None
-        self._close()
-        if resumed is not None:
-            self.run_id, self.last = resumed.run, resumed.path
-        elif learn._resuming is None or not self.run_id:
-            self.run_id, self.last = secrets.token_hex(8), None
-        counters = {} if learn._resuming is None else learn._resuming["counters"]
-        _check_writable(self.folder)
-        self._journal = Journal(self.folder / "journal", self.run_id, counters.get("train_iter", 0))
-        self._set_due(counters.get("opt_iter", 0))
-        self._listen()
+        """Begins a run, or goes on with the one that is resumed; OSError for a folder that cannot be written."""
+        learn = self.learn
+        _check_alone(self)
+        check_writable(self.folder)
+        self._begin_run(learn._resuming)
+        done = {} if learn._resuming is None else learn._resuming["counters"]
+        self._journal = Journal(self.folder / "journal", self.run_id, done.get("train_iter", 0)).open()
+        self._set_due(done.get("opt_iter", 0))
+        self._error, self._is_proven = None, False
+        self._sigterm = Sigterm(learn).open()
+
+    def _begin_run(self, resuming: dict[str, Any] | None) -> None:
+        """Takes over the run that is gone on with: that of a file, or the one that was stopped here; else a new one."""
+        stored, self.goes_on_from = self.goes_on_from, None
+        if stored is not None and stored.state is resuming:
+            self.run_id, self.last = stored.run, stored.path
+        elif resuming is None or self._seed != self.learn._data_seed:
+            self.run_id, self.last = new_run(), None
+        self._seed = self.learn._data_seed
 
     def after_batch(self) -> None:
         learn = self.learn
         if self._journal is not None:
             self._journal.note(learn)
-            if self._journal.repeated and not self._journal.expected:
+            if self._journal.is_repeated:
                 self._say_verdict()
         if self.unit != "ep" and self._now(learn.opt_iter) >= self._due_at and (learn.stepped or self.unit != "step"):
             self._set_due(learn.opt_iter)
@@ -102,26 +112,24 @@ class Checkpoint(Callback):
             learn.at_boundary(self.save)
 
     def after_cancel_fit(self) -> None:
-        point = self.learn._point
-        if self.learn.interrupted and point is not None:
-            self._store(point)
+        if self.learn.interrupted and self.learn._point is not None:
+            self._store(self.learn._point)
 
     def cleanup_fit(self) -> None:
         """Waits for the file that is being written; raises what kept it from being written, or ends the process."""
-        self._stop_listening()
-        if self._writing is not None:
+        sigterm, self._sigterm = self._sigterm, None
+        try:
             self._finish_writing()
-        if self._journal is not None:
-            self._say_verdict()
-            self._journal.close()
-        error, is_terminated = self._error, self._is_terminated
-        if is_terminated:
+            self._close_journal()
+        finally:
+            if sigterm is not None:  # not before: a SIGTERM may still come while the last file is written
+                sigterm.close()
+        error, self._error = self._error, None
+        if sigterm is not None and sigterm.was_sent:
             say(self.learn, f"SIGTERM: stopped; the same call with `resume=True` goes on from `{self.last}`")
-        self._close()
-        if error is not None:
-            raise error
-        if is_terminated:
             raise SystemExit(_TERMINATED)
+        if error is not None and not self.learn.interrupted:
+            raise error
 
     # When
 
@@ -142,91 +150,42 @@ class Checkpoint(Callback):
         self._store(capture(self.learn))
 
     def _store(self, state: dict[str, Any]) -> None:
-        if self._writing is not None:
-            self._finish_writing()
+        self._finish_writing()
         if self._journal is not None:
             self._journal.flush()
-        self._writing = _Writing(self.folder, state, self.run_id, self.learn._phase, self.keep)
-        if not self._is_checked:
-            self._check_first(state)
-        elif self.learn.interrupted:
+        is_first = not self._is_proven
+        self._writing = Writing(self.folder, state, self.run_id, self.learn._phase, self.keep, is_first).start()
+        if is_first or self.learn.interrupted:
             self._finish_writing()
 
-    def _check_first(self, state: dict[str, Any]) -> None:
-        """Reads the first file of a run back before it counts."""
-        self._finish_writing()
-        if self._error is not None:
-            error, self._error = self._error, None
-            self.learn._point = state  # nothing of the training is lost: `learn.resume()` goes on
-            raise error
-        if not same(read_run(self.last).state, state):  # type: ignore[arg-type]
-            raise OSError(f"the checkpoint `{self.last}` does not hold what was written: is the disk all right?")
-        self._is_checked = True
-
     def _finish_writing(self) -> None:
+        """Waits for the file that is on its way; raises where the first one failed, and warns where another did."""
         writing, self._writing = self._writing, None
-        self._error = writing.finish()  # type: ignore[union-attr]
-        if self._error is None:
-            self.last = writing.path  # type: ignore[union-attr]
-        elif self._is_checked:
-            warnings.warn(f"the checkpoint was not written, the training goes on: {self._error}", stacklevel=2)
-
-    # SIGTERM, by which clusters announce that they take the machine away
-
-    def _listen(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
-            self._former = signal.signal(signal.SIGTERM, self._terminate)
-
-    def _stop_listening(self) -> None:
-        if self._former is not None:
-            signal.signal(signal.SIGTERM, self._former)
-            self._former = None
-
-    def _terminate(self, signum: int, frame: Any) -> None:
-        if os.getpid() != self._process:  # a data worker that was forked meanwhile
-            signal.signal(signal.SIGTERM, signal.SIG_DFL)
-            os.kill(os.getpid(), signal.SIGTERM)
+        if writing is None:
             return
-        self._is_terminated = True
-        self.learn._stop_requested = True
+        error = self._error = writing.finish()
+        if error is None:
+            self.last, self._is_proven = writing.path, True
+        elif writing.is_checked and not self.learn.interrupted:
+            self._error, self.learn._point = None, writing.state
+            error.add_note("The training is as it was when the file was due: `learn.resume()` goes on from there.")
+            raise error
+        else:
+            warnings.warn(f"the checkpoint was not written: {error}", stacklevel=2)
 
-    # Saying
+    # The journal
 
     def _say_verdict(self) -> None:
-        verdict = self._journal.verdict() if self._journal is not None else None
+        verdict = None if self._journal is None else self._journal.verdict()
         if verdict is not None:
-            self._journal.repeated = 0  # type: ignore[union-attr]
             say(self.learn, verdict)
 
-
-class _Writing:
-    """One file on its way to the disk, in a thread of its own."""
-
-    def __init__(self, folder: Path, state: dict[str, Any], run: str, phase: int, keep: int | None):
-        self.folder, self.keep = folder, keep
-        self.path = next_path(folder)
-        self.error: OSError | None = None
-        self.thread = threading.Thread(target=self._write, args=(state, run, phase), name="learnloop checkpoint")
-        self.thread.start()
-
-    def _write(self, state: dict[str, Any], run: str, phase: int) -> None:
-        try:
-            write_run(self.path, state, run, phase)
-            self._remove_old()
-        except OSError as error:
-            self.error = error
-        except Exception as error:  # not of the disk, but the thread must not take it to its grave
-            self.error = OSError(f"`{self.path}` could not be written: {error!r}")
-
-    def _remove_old(self) -> None:
-        for path in runs_in(self.folder)[: -self.keep] if self.keep is not None else ():
-            path.unlink(missing_ok=True)
-
-    def finish(self) -> OSError | None:
-        """Waits for the thread; returns what went wrong."""
-        self.thread.join()
-        return self.error
+    def _close_journal(self) -> None:
+        if self._journal is not None:
+            self._journal.flush()
+            self._say_verdict()
+            self._journal.close()
+            self._journal = None
 
 
 def folder_of(cb: Checkpoint, learn: Any) -> Path:
@@ -234,42 +193,10 @@ def folder_of(cb: Checkpoint, learn: Any) -> Path:
     return Path(learn.path) / learn.model_dir / "checkpoints" if cb.path is None else Path(cb.path)
 
 
-def stored_for(learn: Any, cbs: list[Callback], resume: bool | str | Path) -> Stored | None:
-    """The checkpoint that `fit(resume=…)` goes on from, told to the Checkpoint that goes on with it.
-
-    None, and a line that says so, where there is none yet.
-    """
-    checkpoint = next((cb for cb in reversed(cbs) if isinstance(cb, Checkpoint)), None)
-    if resume is True and checkpoint is None:
-        raise ValueError(
-            "`resume=True` looks in the folder of the Checkpoint among the callbacks, and there is none. Add "
-            '`Checkpoint("1ep")` to the learner or to `cbs`, or pass `resume` the path of a file or folder.'
-        )
-    place = folder_of(checkpoint, learn) if checkpoint is not None and resume is True else Path(resume)  # type: ignore[arg-type]
-    if resume is not True and not place.exists():
-        raise FileNotFoundError(f"there is no checkpoint `{place}` to resume. Pass `resume=True` to begin without one.")
-    stored = read_run(place) if place.is_file() else newest_run(place)
-    if checkpoint is not None:
-        checkpoint.goes_on_from = stored
-    say(learn, _where_from(learn, place, stored))
-    return stored
-
-
-def _where_from(learn: Any, place: Path, stored: Stored | None) -> str:
-    if stored is None:
-        return f"no checkpoint in `{place}` yet: the fit begins at its start"
-    where = stored.state["position"]
-    if where["stage"] == "train" and where["batches"] + where["taken"]:
-        batch = where["taken"] if stored.state["counters"]["n_step"] is not None else where["batches"]
-        return f"goes on from `{stored.path}`: epoch {where['epoch']}, batch {batch}; {how_data_goes_on(learn, stored.state)}"
-    part = " (its validation)" if where["stage"] == "validate" else ""
-    return f"goes on from `{stored.path}`: epoch {where['epoch']}{part}"
-
-
-def say(learn: Any, text: str) -> None:
-    """One line for the person who waits, where rows are shown too."""
-    if learn.logger is not noop:
-        print(text)
+def _check_alone(cb: Checkpoint) -> None:
+    others = [c for c in cb.learn.cbs if isinstance(c, Checkpoint) and c is not cb]
+    if any(folder_of(other, cb.learn) == cb.folder for other in others):
+        raise ValueError(f"two Checkpoints would write to `{cb.folder}`. Give one of them another `path`.")
 
 
 def parse_every(every: str) -> tuple[int, str]:
@@ -280,29 +207,62 @@ def parse_every(every: str) -> tuple[int, str]:
     return int(found[1]), found[2]
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are the same to the bit, NaN included."""
-    if isinstance(a, Tensor):
-        return isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape and _bytes(a) == _bytes(b)
-    if isinstance(a, dict):
-        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
-    return type(a) is type(b) and (a == b or a != a)
+# The checkpoint that a fit goes on from
 
 
-def _bytes(t: Tensor) -> bytes:
-    return t.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+def stored_for(learn: Any, cbs: list[Callback], resume: bool | str | Path) -> Stored | None:
+    """The checkpoint that `fit(resume=…)` goes on from, told to the Checkpoint that goes on with it.
+
+    None where there is none yet. Says in one line which of these it is.
+    """
+    checkpoint = next((cb for cb in reversed(cbs) if isinstance(cb, Checkpoint)), None)
+    place = _place(learn, checkpoint, resume)
+    stored = read_run(place) if place.is_file() else newest_run(place)
+    if stored is not None:
+        _check_not_its_own(learn, stored)
+    if checkpoint is not None:
+        checkpoint.goes_on_from = stored
+    say(learn, _where_from(learn, place, stored))
+    return stored
 
 
-def _check_writable(folder: Path) -> None:
-    """OSError, before the first batch, where no file can be made in the folder."""
-    probe = folder / f".{secrets.token_hex(6)}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for left in folder.glob(f".*{SUFFIX}.*.tmp"):  # of a process that was killed while it wrote
-            left.unlink(missing_ok=True)
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: no checkpoint could be written there", str(folder)) from error
+def _place(learn: Any, checkpoint: Checkpoint | None, resume: bool | str | Path) -> Path:
+    """The file or folder to look at."""
+    if not isinstance(resume, bool):
+        if not Path(resume).exists():
+            raise FileNotFoundError(f"there is no `{resume}` to resume. `resume=True` begins without a checkpoint.")
+        return Path(resume)
+    if checkpoint is None:
+        raise ValueError(
+            "`resume=True` looks in the folder of the Checkpoint among the callbacks, and there is none. Add "
+            '`Checkpoint("1ep")` to the learner or to `cbs`, or pass `resume` the path of a file or folder.'
+        )
+    return folder_of(checkpoint, learn)
+
+
+def _check_not_its_own(learn: Any, stored: Stored) -> None:
+    """Refuses to take a fit that has ended in this process for the next one, which would then not be trained."""
+    if learn._is_done and stored.state["counters"].get("_data_seed") == learn._data_seed:
+        raise ValueError(
+            f"the newest checkpoint, `{stored.path}`, is of the fit that this learner has just ended. Give each fit a "
+            "folder of its own by `Checkpoint(path=…)`, or leave out `resume` to train anew."
+        )
+
+
+def _where_from(learn: Any, place: Path, stored: Stored | None) -> str:
+    if stored is None:
+        return f"no checkpoint in `{place}` yet: the fit begins at its start"
+    where, n_epoch = stored.state["position"], stored.state["counters"]["n_epoch"]
+    from_ = f"goes on from `{stored.path}`:"
+    if where["stage"] == "fit" and where["epoch"] >= n_epoch:
+        return f"{from_} that fit had come to its end"
+    batch = where["batches"] if stored.state["counters"]["n_step"] is None else where["taken"]
+    if where["stage"] == "train" and batch:
+        return f"{from_} epoch {where['epoch']}, batch {batch}; {how_data_goes_on(learn, stored.state)}"
+    return f"{from_} epoch {where['epoch']}{' (its validation)' if where['stage'] == 'validate' else ''}"
+
+
+def say(learn: Any, text: str) -> None:
+    """One line for the person who waits, where rows are shown too."""
+    if learn.logger is not noop:
+        print(text)

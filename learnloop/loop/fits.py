@@ -10,7 +10,7 @@ from learnloop.data.keyed import draw_seed, length
 from learnloop.data.loaders import names_of, title_of
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.dispatch import instances
-from learnloop.loop.identity import check_same_fit
+from learnloop.loop.identity import check_same_fit, identity
 from learnloop.loop.interrupt import StopButton, stopped
 from learnloop.loop.kept import Kept
 from learnloop.loop.passes import Passes, loader_state
@@ -81,8 +81,11 @@ def _check_loaders(learn: Any) -> None:
 def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> None:
     """A fit, new or from the state where it was stopped, with Ctrl-C as its stop button."""
     with StopButton(learn) as button:
-        run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
-        learn._call = call if learn._point is not None else None
+        try:
+            run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
+            learn._is_done = not learn.interrupted
+        finally:  # an error may leave a point to go on from too
+            learn._call = call if learn._point is not None else None
     if button.was_pressed:
         raise _interrupt(learn)
 
@@ -91,7 +94,9 @@ def _fit(learn: Any, call: FitCall, resume: dict[str, Any] | None) -> None:
     learn._prepare_opt(call, resume is not None)
     if call.repeats and resume is not None:
         check_same_fit(learn, call, resume)
+    learn._identity = identity(learn, call) if resume is None else resume["identity"]
     learn._point, learn._no_point, learn._resuming, learn._validation_start = resume, None, resume, None
+    learn._is_done = False
     _begin(learn, call)
     if resume is not None:
         learn._first_epoch = resume["position"]["epoch"]

@@ -17,7 +17,6 @@ from learnloop.loop.fits import (
     resumes_at,
     stop_if_asked,
 )
-from learnloop.loop.identity import identity
 from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
@@ -47,11 +46,13 @@ class TrainingLoop(CurrentBatch):
     _kept: Kept  # losses and rates of this fit
     _call: FitCall | None = None  # the arguments of a fit that Ctrl-C stopped, for `resume()`
     _point: dict[str, Any] | None = None  # the state that `resume()` goes on from
+    _is_done: bool = False  # the last fit has come to its end, by a cancel or without
     _no_point: Exception | None = None  # why that could not be taken
     _resuming: dict[str, Any] | None = None  # the same, until the resumed fit has come to where it was taken
     _stage: tuple[str, int] = ("fit", 0)  # the last place from which a fit can go on, and its epoch
     _first_epoch: int = 0
     _batches_done: int = 0  # in this training phase
+    _identity: dict[str, Any] | None = None  # what this fit is made of, and a resumed one must be made of
     _data_seed: int = 0  # of the data's order and augmentation in this fit
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
@@ -186,9 +187,6 @@ class TrainingLoop(CurrentBatch):
 
     def _position(self) -> dict[str, Any]:
         return position(self)
-
-    def _identity(self) -> dict[str, Any]:
-        return identity(self, self.n_epoch, self.n_step, self.valid_every)
 
     def _release(self) -> None:
         """Lets go of everything that a run held: loader, batch, graph, passes, states taken on the way."""
