@@ -35,8 +35,8 @@ from torch.utils.data import DataLoader, Dataset
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from learnloop import Checkpoint, DataLoaders, Learner, Recorder, TrainEvalCallback, accuracy
-from learnloop.data.keyed import random_states
 from learnloop.data.datasets import digits
+from learnloop.data.keyed import random_states
 from learnloop.stored import _MARK, read_run, runs_in
 
 DATA = digits()

@@ -495,7 +495,7 @@ def test_a_file_that_is_cut_anywhere_is_found_to_be_damaged(small):
 
 
 def test_no_flipped_bit_changes_what_is_read(small):
-    """A bit in every other byte; those in dates and padding change nothing. torch alone reads past most of the others."""
+    """A bit in every other byte; those in dates and padding change nothing. torch alone reads past most others."""
     data, state, path = small
     for i in range(0, len(data), 2):
         changed = bytearray(data)
