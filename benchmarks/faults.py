@@ -214,7 +214,7 @@ def zip_bomb(size: int) -> bytes:
 def bad_files(good: bytes, marker: Path, count: int, rng: random.Random) -> Iterator[tuple[str, bytes]]:
     """`count` of them, of each kind about as many."""
     state = {"format": "learnloop checkpoint", "version": 1, "run": "x", "phase": 0, "state": Runs(marker)}
-    bomb = zip_bomb(1 << 30)
+    bomb = zip_bomb(1 << 29)
     kinds: list[tuple[str, Callable[[], bytes]]] = [
         ("cut short", lambda: good[: rng.randrange(len(good))]),
         ("bits flipped", lambda: flipped(good, rng)),

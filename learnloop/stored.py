@@ -107,7 +107,7 @@ class Writing:
 
     def _check(self) -> None:
         path: Path = self.path  # type: ignore[assignment]
-        with suppress(FileDamaged):
+        with suppress(ValueError):  # such as `FileDamaged`
             if same(read_run(path).state, self.state):
                 return
         path.unlink()
