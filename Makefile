@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench clean
+.PHONY: help demo test lint nbs bench faults clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint    check style, format and types'
 	@echo 'make nbs     run the lessons in nbs/ and keep their outputs'
 	@echo 'make bench   measure the loop beside a hand-written one'
+	@echo 'make faults  kill trainings, damage their checkpoints, fill their disk; see that they resume exactly'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -38,6 +39,9 @@ nbs: $(VENV)/installed-nbs
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/overhead.py
+
+faults: $(VENV)/installed
+	$(BIN)/python benchmarks/faults.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -1,5 +1,6 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
+from learnloop.callbacks.checkpoints import Checkpoint
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
@@ -175,6 +176,7 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidException",
+    "Checkpoint",
     "CohenKappa",
     "CorpusBLEUMetric",
     "CrossEntropyLossFlat",

@@ -162,7 +162,9 @@ def _check_whole(file: BinaryIO, path: Path) -> None:
         raise _damaged(path, "it begins wrongly") if _may_be_ours(start, file) else _no_weights(path)
     try:
         with zipfile.ZipFile(file) as archive:
-            infos, changed = archive.infolist(), archive.testzip()
+            infos = archive.infolist()
+            _check_size(infos, path)
+            changed = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, struct.error, RuntimeError, EOFError, ValueError, OSError) as error:
         raise _damaged(path, str(error)) from error
     if changed is not None:
@@ -171,6 +173,12 @@ def _check_whole(file: BinaryIO, path: Path) -> None:
         raise _damaged(path, "a part of it is marked as a folder")  # torch would read nothing for it
     if not any(info.filename.endswith("/data.pkl") for info in infos):
         raise _no_weights(path)
+
+
+def _check_size(infos: list[zipfile.ZipInfo], path: Path) -> None:
+    """Refuses a zip bomb before anything of it is unpacked: torch compresses nothing."""
+    if sum(info.file_size for info in infos) > path.stat().st_size:
+        raise _damaged(path, "it would unpack to more than is in it")
 
 
 def _may_be_ours(start: bytes, file: BinaryIO) -> bool:

@@ -3,7 +3,6 @@
 import copy
 import copyreg
 import importlib.metadata
-import importlib.util
 import io
 import json
 import pickle
@@ -35,7 +34,7 @@ from learnloop.data.batches import default_device, find_bs, get_model, model_cal
 from learnloop.data.keyed import preserved_randomness
 from learnloop.data.loaders import DataLoaders, TensorLoader, known_n_inp
 from learnloop.loop.training_loop import TrainingLoop
-from learnloop.machine import rank_distrib
+from learnloop.machine import default_pickle, rank_distrib
 
 Writer = Callable[[BinaryIO], Any]
 
@@ -46,6 +45,7 @@ FORMATS = {"pickle": ".pkl", "safetensors": SAFETENSORS, "pt2": ".pt2"}
 _OF_A_RUN = (
     *("dl", "dl_name", "batch", "xb", "yb", "pred", "_raw_loss", "_loss", "_loss_grad", "_last_loss", "_output_loss"),
     *("_device", "_moves", "_caller", "_n_inp", "_rated", "_passes", "_point", "_no_point", "_call", "_resuming"),
+    *("_identity", "_is_done", "_phase", "_rest"),
     *("_validation_start", "_pass_random", "_stage", "interrupted", "_stop_requested", "_stop_late"),
     *("_train_handlers", "_valid_handlers", "_cleanup_handlers", "_silent"),
 )
@@ -88,7 +88,7 @@ def _format_of(fname: str | Path | None, format: str | None) -> str:
 
 def _pickled(learn: Any, module: Any, protocol: int) -> Writer:
     """The whole learner with empty loaders and without an optimizer, as fastai exports it."""
-    module = _default_pickle() if module is None else module
+    module = default_pickle() if module is None else module
     instead = _Instead(learn)
     exporting = types.SimpleNamespace(__name__=module.__name__, Pickler=_pickler(module, instead))
 
@@ -101,15 +101,6 @@ def _pickled(learn: Any, module: Any, protocol: int) -> Writer:
             raise TypeError(_unpicklable(learn, instead, module, error)) from error
 
     return write
-
-
-def _default_pickle() -> Any:
-    """cloudpickle where it is installed: it also takes along functions and classes that were made in a cell."""
-    if importlib.util.find_spec("cloudpickle") is None:
-        return pickle
-    import cloudpickle
-
-    return cloudpickle
 
 
 class _Instead:

@@ -1,8 +1,9 @@
 """The Learner: a model, data, a loss and an optimizer together, with everything that one can type on it."""
 
 from collections import namedtuple
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +14,7 @@ import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
 
+from learnloop.callbacks.checkpoints import stored_for
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.predictions import GatherPredsCallback
@@ -39,6 +41,8 @@ from learnloop.optim.groups import by_name, norm_bias_params, trainable_params, 
 from learnloop.optim.optimizer import NothingToTrain
 from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
+from learnloop.stored import Stored
+from learnloop.verify import ResumeReport, verify
 
 #: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
 defaults = SimpleNamespace(
@@ -59,6 +63,9 @@ class Learner(TrainingLoop):
     model_dir: str | Path  # the folder for models, below `path`
     logger: Callable[[Any], Any]  # gets each row of the recorder
     create_mbar: bool  # whether a fit shows a bar over its epochs
+
+    _phase: int = 0  # number of the fit that runs, in a verb that makes several
+    _rest: tuple[Any, int, Sequence[Callable[..., None]]] = (None, 0, ())  # a stopped fit's state and number; the next
 
     def __init__(
         self,
@@ -135,22 +142,56 @@ class Learner(TrainingLoop):
         *,
         n_step: int | None = None,  # updates to make, instead of `n_epoch`
         valid_every: int | None = None,  # updates from one validation to the next; None: one at the end
+        resume: Any = False,  # True: from the newest file of the Checkpoint among the callbacks; or a file or folder
     ) -> None:
         """Trains for `n_epoch` epochs, or for `n_step` updates with a validation every `valid_every` of them.
 
-        Ctrl-C ends it at the next batch boundary with a KeyboardInterrupt; `resume()` goes on from there.
+        Ctrl-C ends it at the next batch boundary with a KeyboardInterrupt; `resume()` goes on from there. Another
+        process goes on from a checkpoint by the same call with `resume=True`, which begins at the start where there is
+        none yet.
         """
-        call = FitCall(n_epoch, lr, wd, cbs, reset_opt, start_epoch, n_step, valid_every)
-        run_fit(self, call.checked(self))
+        call = FitCall(n_epoch, lr, wd, cbs, reset_opt, start_epoch, n_step, valid_every).checked(self)
+        self._rest = Learner._rest
+        stored = self._stored(resume, call.cbs)
+        run_fit(self, replace(call, repeats=stored is not None), None if stored is None else stored.state)
+
+    def _stored(self, resume: Any, cbs: Any) -> Stored | None:
+        if isinstance(resume, Stored) or resume is False or resume is None:
+            return resume or None
+        return stored_for(self, [*self.cbs, *listed(cbs)], resume)
 
     def resume(self) -> None:
-        """Goes on with the fit that Ctrl-C stopped, or whose state was loaded, exactly from where it was."""
+        """Goes on with the call that Ctrl-C stopped, or whose state was loaded, exactly from where it was."""
         if self._point is None:
             raise RuntimeError(
                 "there is nothing to resume: no fit was stopped by Ctrl-C, or a second Ctrl-C cut it inside a batch. "
                 "`fit(…)` starts anew."
             )
-        run_fit(self, self._call_of(self._point).checked(self), self._point)
+        point, number, rest = self._rest
+        self._rest = Learner._rest
+        if point is not self._point:  # what was stopped last is no phase of a longer call
+            number, rest = 0, ()
+        self._run_phases([self._go_on, *rest], number)
+
+    def _go_on(self, resume: Any = None) -> None:
+        state: dict[str, Any] = self._point  # type: ignore[assignment]
+        run_fit(self, self._call_of(state).checked(self), state)
+
+    def _fit_from(self, state: dict[str, Any] | None, **numbers: Any) -> None:
+        """A fit, from a state if there is one."""
+        run_fit(self, FitCall(**{"n_epoch": None, **numbers}).checked(self), state)
+
+    def verify_resume(
+        self,
+        n_batch: int = 8,  # training batches
+        stop: int | None = None,  # the batch before which it is stopped; None: the one in the middle
+        cbs: Any = None,  # callbacks of the fit that is meant, such as a schedule
+    ) -> ResumeReport:
+        """Trains a copy for some batches, and another through a stop in between; says whether they agree to the bit.
+
+        Both in fresh processes, where the learner can be pickled and made there. Callbacks that only read are left out.
+        """
+        return verify(self, n_batch, n_batch // 2 if stop is None else stop, listed(cbs))
 
     def _call_of(self, state: dict[str, Any]) -> FitCall:
         """The call that a state belongs to: its numbers, and the callbacks that came for the fit that was stopped."""
@@ -174,11 +215,13 @@ class Learner(TrainingLoop):
         *,
         n_step: int | None = None,
         valid_every: int | None = None,
+        resume: Any = False,  # as in `fit`
     ) -> None:
         """Trains with one cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
         moms = self.moms if moms is None else moms
         scheds = one_cycle(self._rates(lr_max, reset_opt), moms, div, div_final, pct_start)
-        self._fit_with(scheds, cbs, n_epoch, wd=wd, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+        numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every}
+        self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
 
     def fit_flat_cos(
         self,
@@ -193,10 +236,12 @@ class Learner(TrainingLoop):
         *,
         n_step: int | None = None,
         valid_every: int | None = None,
+        resume: Any = False,  # as in `fit`
     ) -> None:
         """Trains at one rate, then lets it go down along half a cosine."""
         scheds = {"lr": flat_cos(self._rates(lr, reset_opt), div_final, pct_start)}
-        self._fit_with(scheds, cbs, n_epoch, wd=wd, start_epoch=start_epoch, n_step=n_step, valid_every=valid_every)
+        numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every}
+        self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
 
     def fit_sgdr(
         self,
@@ -208,11 +253,12 @@ class Learner(TrainingLoop):
         reset_opt: bool = False,
         wd: float | None = None,
         start_epoch: int = 0,
+        resume: Any = False,  # as in `fit`
     ) -> None:
         """Trains in cycles; in each the rate goes from `lr_max` to 0 (Loshchilov and Hutter, arXiv 1608.03983)."""
         lengths = cycle_lengths(n_cycles, cycle_len, cycle_mult)
         scheds = {"lr": cos_restarts(self._rates(lr_max, reset_opt), lengths)}
-        self._fit_with(scheds, cbs, sum(lengths), wd=wd, start_epoch=start_epoch)
+        self._fit_with(scheds, cbs, sum(lengths), wd=wd, start_epoch=start_epoch, resume=resume)
 
     def _fit_with(self, scheds: dict[str, Any], cbs: Any, n_epoch: int | None, **kwargs: Any) -> None:
         self.fit(n_epoch, cbs=[ParamScheduler(scheds), *listed(cbs)], **kwargs)
@@ -231,14 +277,37 @@ class Learner(TrainingLoop):
         lr_mult: float = 100,  # the first group's rate is that of the last by this
         pct_start: float = 0.3,
         div: float = 5.0,
+        resume: Any = False,  # as in `fit`; phases that were finished are left out
         **kwargs: Any,  # of both `fit_one_cycle`: div_final wd moms cbs reset_opt start_epoch
     ) -> None:
         """Trains the last group alone, then all of them with rates that grow from the first to the last."""
-        self.freeze()
-        self.fit_one_cycle(freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs)
-        base_lr /= 2
-        self.unfreeze()
-        self.fit_one_cycle(epochs, slice(base_lr / lr_mult, base_lr), pct_start=pct_start, div=div, **kwargs)
+        lrs = slice(base_lr / 2 / lr_mult, base_lr / 2)
+        phases = [
+            partial(self._tune, -1, freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs),
+            partial(self._tune, 0, epochs, lrs, pct_start=pct_start, div=div, **kwargs),
+        ]
+        stored = self._stored(resume, kwargs.get("cbs"))
+        first = 0 if stored is None else stored.phase
+        self._run_phases(phases[first:], first, stored)
+
+    def _tune(self, freeze_to: int, *args: Any, **kwargs: Any) -> None:
+        self.freeze_to(freeze_to)
+        self.fit_one_cycle(*args, **kwargs)
+
+    def _run_phases(self, phases: Sequence[Callable[..., None]], first: int, stored: Stored | None = None) -> None:
+        """Fits that belong together, numbered from `first`; the first goes on from `stored` if that is one.
+
+        They are called with `resume=`. Where one is stopped, those after it wait for `resume()`.
+        """
+        for i, phase in enumerate(phases):
+            self._phase = first + i
+            try:
+                phase(resume=None if i else stored)
+            except BaseException:
+                self._rest = self._point, self._phase, phases[i + 1 :]
+                raise
+            finally:
+                self._phase = 0
 
     def freeze_to(self, n: int) -> None:
         """Freezes the parameter groups before `n` (from the end if negative), and forgets the optimizer's state."""

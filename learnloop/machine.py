@@ -1,10 +1,13 @@
-"""What this process runs on: which torch, and its place among the processes that train together."""
+"""What this process runs on: which torch, which pickle, its place among the processes that train together."""
 
+import importlib.util
 import os
+import pickle
+from typing import Any
 
 import torch
 
-__all__ = ["ismin_torch", "notmax_torch", "num_distrib", "rank_distrib"]
+__all__ = ["default_pickle", "ismin_torch", "notmax_torch", "num_distrib", "rank_distrib"]
 
 
 def rank_distrib() -> int:
@@ -36,3 +39,12 @@ def _checked(version: str) -> str:
     if not isinstance(version, str) or not version[:1].isdigit():
         raise ValueError(f'{version!r} is no version of torch; pass one as a string, such as "2.11".')
     return version
+
+
+def default_pickle() -> Any:
+    """cloudpickle where it is installed: it also takes along functions and classes that were made in a cell."""
+    if importlib.util.find_spec("cloudpickle") is None:
+        return pickle
+    import cloudpickle
+
+    return cloudpickle

@@ -88,6 +88,8 @@ def _toy_model() -> nn.Module:
 class EventLog(Callback):
     """Notes the events it hears in `events`: names, or tuples of name and values with `EventLog("epoch", "iter")`."""
 
+    reads_only = True
+
     def __init__(
         self,
         *attributes: str,  # of the learner, read at each event; None where it has none
@@ -126,8 +128,9 @@ def check_callback(
     """Checks that a callback keeps the promises of the loop; AssertionError that names every one it breaks.
 
     Every cancel and an error are raised before and after it at every event, in training and in validation. The learner
-    must be left clean and train again with the same numbers. The callback must leave no trace when it is removed, and
-    its state must survive being stored. Takes a second or two with the toy learner.
+    must be left clean and train again with the same numbers. The callback must leave no trace when it is removed, its
+    state must survive being stored, and a fit that is stopped in the middle and resumed by a learner made anew, with
+    other weights to begin with, must end with the same numbers. Takes a second or two with the toy learner.
     """
     if not callable(make) or isinstance(make, Callback):
         raise TypeError(f"`{make!r}` makes no callback; pass the class, or a function that makes one.")
@@ -211,14 +214,22 @@ class _Case:
     def breaks(self, promise: str, where: str) -> None:
         self.broken.setdefault(promise, []).append(where)
 
-    def run(self, run: Callable[[], Any]) -> BaseException | None:
+    def run(self, run: Callable[[], Any], also: type[BaseException] = Exception) -> BaseException | None:
         """Runs something; an exception comes back without its frames, which would keep the batch."""
         self.n_runs += 1
         try:
             run()
-        except Exception as error:
+        except (Exception, also) as error:
             return error.with_traceback(None)
         return None
+
+    def resumed(self, state: dict[str, Any]) -> tuple[BaseException | None, list[Any]]:
+        """What was raised and what came out where a new learner with a new instance goes on from a state."""
+        learn, subject = self.learner(), self.subject()
+        for p in learn._parameters():
+            p.data.neg_()  # what is taken from the weights before the state is there shows
+        error = self.run(lambda: learn.add_cb(subject).load_state_dict(state)) or self.run(learn.resume)
+        return error, _outcome(learn)
 
     def fit(self, learn: Learner) -> list[float] | BaseException:
         """Trains from the learner's weights for one epoch; returns losses and weights, or what was raised."""
@@ -308,11 +319,49 @@ def _check_state(case: _Case) -> None:
             case.breaks("its state survives being stored and loaded", f"`{name}` differs")
 
 
+def _check_resume(case: _Case) -> None:
+    """A fit that is stopped and resumed by a learner made anew ends as if it had not been stopped."""
+    learn, subject = case.learner(), case.subject()
+    case.run(partial(learn.add_cb(subject).fit, N_EPOCH))
+    whole = _outcome(learn)
+    for where, event, training, hearing in STOPS:
+        learn, subject = case.learner(), case.subject()
+        probe = _Probe(event, _stop, math.inf, hearing, training)
+        case.run(partial(learn.add_cb(subject).fit, N_EPOCH, cbs=probe), KeyboardInterrupt)
+        if learn._point is None:  # the callback ended the fit before
+            continue
+        learn.remove_cb(probe)
+        error, found = case.resumed(_through_a_file(learn.state_dict()))
+        if error is not None:
+            case.breaks("can be resumed by a learner made anew", f"stopped {where}: {error!r}")
+        elif not _equal(found, whole):
+            case.breaks("ends with the same numbers when it is resumed by a learner made anew", f"stopped {where}")
+
+
+#: Where a fit is stopped: in the middle of the second epoch's training, in its validation, between two epochs.
+STOPS = (
+    ("in training", "after_batch", True, 3),
+    ("in a validation", "after_batch", False, 2),
+    ("between two epochs", "after_epoch", None, 1),
+)
+
+
+def _stop(probe: Callback) -> None:
+    probe.learn._stop_requested = True  # as a first Ctrl-C does
+
+
+def _outcome(learn: Learner) -> list[Any]:
+    """Losses, weights and the record's rows."""
+    recorder = learn.__dict__.get("recorder")
+    return [_numbers(learn), [] if recorder is None else [list(row) for row in recorder.values]]
+
+
 CHECKS: tuple[Callable[[_Case], None], ...] = (
     _check_plain_fit,
     _check_cancels_and_errors,
     _check_removal,
     _check_state,
+    _check_resume,
 )
 
 

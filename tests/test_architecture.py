@@ -21,11 +21,12 @@ LAYERS = (
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",
     "loop.interrupt  loop.state  loop.dispatch",
-    "loop.spans  loop.current",
+    "loop.spans  loop.current  loop.identity",
     "loop.passes  loop.runs",
     "loop.fits",
     "loop.training_loop",
-    "callbacks.modes  callbacks.recorder  callbacks.schedule  checkpoint",
+    "callbacks.modes  callbacks.recorder  callbacks.schedule  callbacks.journal  checkpoint",
+    "stored  verify",
     "callbacks  export",
     "learner",
     "learnloop  testing",
@@ -36,7 +37,7 @@ FOLDERS = {
     "data": {"data"},
     "optim": {"optim"},
     "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"},
 }
 
 

@@ -22,6 +22,7 @@ class ProgressCallback(Callback):
     """
 
     order = 60
+    reads_only = True
 
     def __init__(self) -> None:
         self.mbar: Any = None  # over the epochs

@@ -28,6 +28,7 @@ class Recorder(Callback):
     """
 
     order = 50
+    reads_only = True
     remove_on_fetch = True
     tasks = ("fit", "lr_find", "validate")  # predictions need no metrics, and may have no targets
 

@@ -4,6 +4,8 @@ from collections.abc import Callable, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Any
 
+import numpy as np
+
 from learnloop.data.keyed import length
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelEpochException
@@ -26,6 +28,12 @@ class ParamScheduler(Callback):
                 f"`scheds={scheds!r}`: pass a dict from hyper to schedule, like {{'lr': SchedCos(1e-2, 0)}}."
             )
         self.scheds = scheds
+
+    def identity(self) -> dict[str, Any]:
+        """Eleven values of each schedule."""
+        return {
+            f"schedule of `{n}`": [np.asarray(f(i / 10)).tolist() for i in range(11)] for n, f in self.scheds.items()
+        }
 
     def before_fit(self) -> None:
         """Refuses a schedule that can never act: of an unknown hyper, or over an unknown length."""

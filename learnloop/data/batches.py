@@ -29,6 +29,7 @@ __all__ = [
     "find_device",
     "first_tensor",
     "get_model",
+    "leaves",
     "model_caller",
     "on_device",
     "pick_loss",
@@ -96,7 +97,7 @@ def on_device(batch: Any, device: Device) -> bool:
         except AttributeError:
             pass
     device = exact_device(device)
-    return all(x.device == device if isinstance(x, Tensor) else not hasattr(x, "to") for x in _leaves(batch))
+    return all(x.device == device if isinstance(x, Tensor) else not hasattr(x, "to") for x in leaves(batch))
 
 
 def to_device(batch: Any, device: Device | None = None, non_blocking: bool = False) -> Any:
@@ -151,14 +152,14 @@ def to_half(batch: Any) -> Any:
 
 def first_tensor(batch: Any) -> Tensor | None:
     """The first tensor in nested order, None where there is none."""
-    return next((x for x in _leaves(batch) if isinstance(x, Tensor)), None)
+    return next((x for x in leaves(batch) if isinstance(x, Tensor)), None)
 
 
 def find_bs(batch: Any) -> int:
     """The first dimension of the first tensor (or array) that has one; `len(batch)` where there is none."""
     if type(batch) is tuple and batch and isinstance(batch[0], Tensor) and batch[0].ndim:
         return batch[0].shape[0]
-    for x in _leaves(batch):
+    for x in leaves(batch):
         if getattr(x, "shape", None):
             return x.shape[0]
     return len(batch)
@@ -283,16 +284,16 @@ def elements(batch: Any) -> Any:
     return None if keyed is None else keyed.values()
 
 
-def _leaves(batch: Any) -> Iterator[Any]:
+def leaves(batch: Any) -> Iterator[Any]:
     """What is in a batch, in nested order, without the containers."""
     if isinstance(batch, Tensor):
         yield batch
     elif isinstance(batch, (tuple, list, L)):
         for x in batch:
-            yield from _leaves(x)
+            yield from leaves(x)
     elif (keyed := _keyed(batch)) is not None:
         for x in keyed.values():
-            yield from _leaves(x)
+            yield from leaves(x)
     else:
         yield batch
 

@@ -41,24 +41,24 @@ def once(dl: Any, in_order: bool = True) -> tuple[Any, list[list[int]] | None]:
 
 def _torch_once(dl: DataLoader, in_order: bool) -> tuple[Any, list[list[int]] | None]:
     if dl.batch_sampler is None:  # the dataset gives whole batches
-        return (_like(dl, batch_size=None) if in_order else dl), None
+        return (like(dl, batch_size=None) if in_order else dl), None
     if type(dl.batch_sampler) is not BatchSampler:
         return _with_its_batches(dl, list(dl.batch_sampler)) if in_order else (dl, None)
     bs, sampler = dl.batch_sampler.batch_size, dl.batch_sampler.sampler
     if not in_order:
-        return _like(dl, batch_size=bs, sampler=sampler), None
+        return like(dl, batch_size=bs, sampler=sampler), None
     if type(sampler) in _OF_ALL:
-        return _like(dl, batch_size=bs), None
+        return like(dl, batch_size=bs), None
     if type(sampler) is SubsetRandomSampler:
-        return _like(dl, batch_size=bs, sampler=sorted(sampler.indices)), None
+        return like(dl, batch_size=bs, sampler=sorted(sampler.indices)), None
     return _with_its_batches(dl, list(BatchSampler(sampler, bs, drop_last=False)))
 
 
 def _with_its_batches(dl: DataLoader, order: list[list[int]]) -> tuple[Any, list[list[int]]]:
-    return _like(dl, batch_sampler=order), order
+    return like(dl, batch_sampler=order), order
 
 
-def _like(dl: DataLoader, **order: Any) -> DataLoader:
+def like(dl: DataLoader, **order: Any) -> DataLoader:
     """A torch loader over the same dataset, read and collated in the same way."""
     new = DataLoader(
         dl.dataset,

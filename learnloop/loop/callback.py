@@ -34,6 +34,7 @@ class Callback:
     run_train: bool = True  # False: hears no batch event of a training phase
     run_valid: bool = True  # False: hears no batch event of a validation phase
     tasks: tuple[str, ...] = TASKS  # the values of `learn.task` in which it takes part
+    reads_only: bool = False  # True: a training is the same with and without it, so a resume may add or leave it out
     _stateattrs: tuple[str, ...] = ()  # attributes that a resume must bring back
     _not_events: tuple[str, ...] = ()  # methods that look like handlers on purpose
 
@@ -105,6 +106,10 @@ class Callback:
             _set_in_tables(self, name, lambda: object.__delattr__(self, name))
         else:
             object.__delattr__(self, name)
+
+    def identity(self) -> dict[str, Any]:
+        """Settings, by name, without which a resumed fit would be another: refused where they differ."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """What must survive a resume: the attributes named in `_stateattrs`, here and in the base classes."""

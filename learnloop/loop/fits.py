@@ -10,9 +10,10 @@ from learnloop.data.keyed import draw_seed, length
 from learnloop.data.loaders import names_of, title_of
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.dispatch import instances
+from learnloop.loop.identity import check_same_fit, identity
 from learnloop.loop.interrupt import StopButton, stopped
 from learnloop.loop.kept import Kept
-from learnloop.loop.passes import Passes
+from learnloop.loop.passes import Passes, loader_state
 from learnloop.loop.runs import run_outermost, run_undone
 from learnloop.loop.spans import EPOCH, FIT, run_span
 from learnloop.loop.state import capture, capture_moving, restore, unplain
@@ -30,6 +31,7 @@ class FitCall:
     start_epoch: int = 0
     n_step: int | None = None
     valid_every: int | None = None
+    repeats: bool = False  # the fit of another process, which must have been the same
 
     def checked(self, learn: Any, verb: str = "fit") -> "FitCall":
         """The call with its callbacks made, so that a resume adds the same instances."""
@@ -79,15 +81,22 @@ def _check_loaders(learn: Any) -> None:
 def run_fit(learn: Any, call: FitCall, resume: dict[str, Any] | None = None) -> None:
     """A fit, new or from the state where it was stopped, with Ctrl-C as its stop button."""
     with StopButton(learn) as button:
-        run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
-        learn._call = call if learn._point is not None else None
+        try:
+            run_outermost(learn, "fit", call.cbs, partial(_fit, learn, call, resume))
+            learn._is_done = not learn.interrupted
+        finally:  # an error may leave a point to go on from too
+            learn._call = call if learn._point is not None else None
     if button.was_pressed:
         raise _interrupt(learn)
 
 
 def _fit(learn: Any, call: FitCall, resume: dict[str, Any] | None) -> None:
     learn._prepare_opt(call, resume is not None)
+    if call.repeats and resume is not None:
+        check_same_fit(learn, call, resume)
+    learn._identity = identity(learn, call) if resume is None else resume["identity"]
     learn._point, learn._no_point, learn._resuming, learn._validation_start = resume, None, resume, None
+    learn._is_done = False
     _begin(learn, call)
     if resume is not None:
         learn._first_epoch = resume["position"]["epoch"]
@@ -148,6 +157,16 @@ def arrive(learn: Any, stage: str, epoch: int) -> None:
         restore(learn, learn._resuming)
         learn._resuming = learn._point = None
     learn._validation_start = capture_moving(learn) if stage == "validate" else None
+    if stage == "fit" and learn._due:
+        do_what_is_due(learn)
+
+
+def do_what_is_due(learn: Any) -> None:
+    """What asked for a place from which the fit can go on; in training and between epochs, not in nested runs."""
+    if learn.task == "fit" and learn._stage[0] in ("train", "fit") and not _has_drawn_batch(learn):
+        due, learn._due = learn._due, []
+        for action in due:
+            action()
 
 
 def resumes_at(learn: Any, stage: str) -> bool:
@@ -166,7 +185,8 @@ def position(learn: Any) -> dict[str, Any]:
     stage, epoch = learn._stage
     number, taken = learn._passes.used if learn._passes is not None else (0, 0)
     done = learn._batches_done if stage == "train" else 0
-    return {"stage": stage, "epoch": epoch, "batches": done, "pass": number, "taken": taken}
+    own = loader_state(learn) if stage == "train" else None
+    return {"stage": stage, "epoch": epoch, "batches": done, "pass": number, "taken": taken, "loader": own}
 
 
 def stop_if_asked(learn: Any) -> None:

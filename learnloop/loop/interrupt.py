@@ -79,6 +79,39 @@ class StopButton:
             raise cut_short(learn)
 
 
+class Sigterm:
+    """SIGTERM, by which clusters announce that they take the machine away: it stops a fit as the first Ctrl-C does.
+
+    Only in the main thread, as python has it. The former handler is put back by `close`.
+    """
+
+    def __init__(self, learn: Any):
+        self.learn = learn
+        self.was_sent = False
+        self.former: Any = None  # the handler to put back; None where ours is not installed
+        self.process = os.getpid()
+
+    @uncut
+    def open(self) -> "Sigterm":
+        is_ours = threading.current_thread() is threading.main_thread()
+        if is_ours and signal.getsignal(signal.SIGTERM) is not None:  # None: one that python could not put back
+            self.former = signal.signal(signal.SIGTERM, self._sent)
+        return self
+
+    @uncut
+    def close(self) -> None:
+        if self.former is not None:
+            signal.signal(signal.SIGTERM, self.former)
+            self.former = None
+
+    def _sent(self, signum: int, frame: FrameType | None) -> None:
+        if os.getpid() != self.process:  # a data worker, which inherited this handler
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGTERM)
+            return
+        self.was_sent = self.learn._stop_requested = True
+
+
 def cut_short(learn: Any) -> KeyboardInterrupt:
     """What a second Ctrl-C raises: somewhere inside a batch there is no state to go on from exactly."""
     learn._stop_late = False

@@ -12,6 +12,7 @@ from learnloop.data.loaders import title_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.interrupt import uncut
 from learnloop.loop.notes import add_note
+from learnloop.loop.state import unplain
 
 uncut(end_workers)
 
@@ -37,8 +38,32 @@ def _seed_of(learn: Any, dl: Any) -> int:
     return mix(seed, next((i for i, other in enumerate(loaders) if other is dl), len(loaders)))
 
 
+def how_data_goes_on(learn: Any, state: dict[str, Any]) -> str:
+    """What happens to the training data before the place at which a state was taken."""
+    dl = learn._loader(0)
+    if is_list(dl) or is_keyed(dl, getattr(learn.dls, "keyed", True)):
+        return "nothing before it is read again"
+    return "the loader goes on by its own state" if state["position"]["loader"] else "the data is read again up to it"
+
+
+def loader_state(learn: Any) -> Any:
+    """What the training loader says of its own place, where it can (`state_dict`, as torchdata's); else None."""
+    dl = learn.dl if learn.training else None
+    if not hasattr(dl, "state_dict") or not hasattr(dl, "load_state_dict") or is_keyed(dl, False):
+        return None
+    return dl.state_dict()  # type: ignore[union-attr]
+
+
 def _read_again(learn: Any, dl: Any, start: int, in_fit: bool) -> Iterator[Any]:
-    """A loader that draws from the global generators: begun in the state of its first time, read up to `start`."""
+    """A loader that draws from the global generators: begun in the state of its first time, read up to `start`.
+
+    One that has a state of its own goes on from there instead.
+    """
+    own = learn._resuming["position"]["loader"] if in_fit and start and learn._resuming is not None else None
+    if own is not None:
+        learn._pass_random = random_states()
+        dl.load_state_dict(unplain(own))
+        return iter(dl)
     if in_fit and learn._resuming is not None and learn._pass_random is not None:
         set_random_states(learn._pass_random)
     elif in_fit:

@@ -23,6 +23,11 @@ ASIDE = (
     *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random"),
 )
 _KIND = "__kind__"
+#: What every state has.
+_PARTS = {
+    *("version", "model", "buffers", "modes", "trainable", "grads", "opt", "opt_kind", "counters", "position"),
+    *("identity", "kept", "pass_random", "callbacks", "random"),
+}
 
 
 # Plain data: what `torch.load(weights_only=True)` reads
@@ -130,6 +135,22 @@ _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 
 
+def same(a: Any, b: Any) -> bool:
+    """Whether two pieces of plain data are the same to the bit, NaN included."""
+    if isinstance(a, Tensor):
+        is_alike = isinstance(b, Tensor) and a.dtype == b.dtype and a.shape == b.shape
+        return is_alike and torch.equal(_bits(a), _bits(b))
+    if isinstance(a, dict):
+        return isinstance(b, dict) and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, (list, tuple)):
+        return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
+    return type(a) is type(b) and (a == b or a != a)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    return tensor.contiguous().reshape(-1).view(torch.uint8)
+
+
 # The whole run
 
 
@@ -146,6 +167,7 @@ def capture(learn: Any) -> dict[str, Any]:
         "opt_kind": _kind_of_opt(learn.opt),
         "counters": plain({n: learn.__dict__[n] for n in COUNTERS if n in learn.__dict__}),  # none before the first fit
         "position": plain(learn._position()),
+        "identity": learn._identity,
         "kept": plain(learn._kept.state_dict()),
         "pass_random": plain(learn._pass_random),
         **(learn._validation_start or capture_moving(learn)),  # a validation is begun again, with all that follows it
@@ -172,10 +194,10 @@ def capture_moving(learn: Any) -> dict[str, Any]:
 
 
 def callback_states(learn: Any) -> list[list[Any]]:
-    """[class name, state] of every callback of a class that has something to keep, in the order of the list."""
-    states = [(type(cb).__name__, _plain_items(cb, cb.state_dict())) for cb in learn.cbs]
-    keeping = {name for name, state in states if state}
-    return [[name, state] for name, state in states if name in keeping]
+    """[class name, state, may it be left out] of every callback of a class that has something to keep, as listed."""
+    states = [[type(cb).__name__, _plain_items(cb, cb.state_dict()), bool(cb.reads_only)] for cb in learn.cbs]
+    keeping = {name for name, state, _ in states if state}
+    return [entry for entry in states if entry[0] in keeping]
 
 
 def _plain_items(cb: Any, state: dict[str, Any]) -> dict[str, Any]:
@@ -216,7 +238,7 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
 
 def check_fits(learn: Any, state: dict[str, Any]) -> None:
     """ValueError that says what differs, where a state is not one of this learner's."""
-    if not isinstance(state, dict) or state.get("version") != VERSION:
+    if not isinstance(state, dict) or state.get("version") != VERSION or not state.keys() >= _PARTS:
         raise ValueError("this is no state of a learner: `load_state_dict` takes what `state_dict()` returned.")
     problems = _differences(_model_state(learn.model), state["model"])
     problems += _other_number("modules", state["modes"], _modules(learn.model))
@@ -260,7 +282,7 @@ def _kind_of_opt(opt: Any) -> str | None:
 
 def _missing_callbacks(learn: Any, saved: list[list[Any]]) -> list[str]:
     here = [type(cb).__name__ for cb in learn.cbs]
-    wanted = [name for name, _ in saved]
+    wanted = [name for name, _, may_be_left_out in saved if not may_be_left_out]
     missing = sorted({n for n in wanted if wanted.count(n) > here.count(n)})
     return [f"callback {name} has a saved state but is not on the learner: add it first" for name in missing]
 
@@ -268,10 +290,11 @@ def _missing_callbacks(learn: Any, saved: list[list[Any]]) -> list[str]:
 def _matched(learn: Any, saved: list[list[Any]]) -> Iterator[tuple[Any, dict[str, Any]]]:
     """Saved states with their callbacks: by class name, several of one class in the order of the list."""
     left = list(learn.cbs)
-    for name, cb_state in saved:
-        cb = next(cb for cb in left if type(cb).__name__ == name)
-        left.remove(cb)
-        yield cb, cb_state
+    for name, cb_state, _ in saved:
+        cb = next((cb for cb in left if type(cb).__name__ == name), None)
+        if cb is not None:  # one that only reads may be left out
+            left.remove(cb)
+            yield cb, cb_state
 
 
 def _model_state(model: Any) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """The loop: fit, epoch, batch, step, in that order. What it leans on lies in the rooms beside it."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -7,7 +8,15 @@ import torch
 from learnloop.data.batches import pick_pred
 from learnloop.data.loaders import due_after, name_of, number_of
 from learnloop.loop.current import CurrentBatch
-from learnloop.loop.fits import FitCall, arrive, first_batch, position, resumes_at, stop_if_asked
+from learnloop.loop.fits import (
+    FitCall,
+    arrive,
+    do_what_is_due,
+    first_batch,
+    position,
+    resumes_at,
+    stop_if_asked,
+)
 from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
@@ -37,20 +46,23 @@ class TrainingLoop(CurrentBatch):
     _kept: Kept  # losses and rates of this fit
     _call: FitCall | None = None  # the arguments of a fit that Ctrl-C stopped, for `resume()`
     _point: dict[str, Any] | None = None  # the state that `resume()` goes on from
+    _is_done: bool = False  # the last fit has come to its end, by a cancel or without
     _no_point: Exception | None = None  # why that could not be taken
     _resuming: dict[str, Any] | None = None  # the same, until the resumed fit has come to where it was taken
     _stage: tuple[str, int] = ("fit", 0)  # the last place from which a fit can go on, and its epoch
     _first_epoch: int = 0
     _batches_done: int = 0  # in this training phase
+    _identity: dict[str, Any] | None = None  # what this fit is made of, and a resumed one must be made of
     _data_seed: int = 0  # of the data's order and augmentation in this fit
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
     _depth: int  # runs nested in the active one
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
+    _due: list[Callable[[], Any]]  # what waits for a place from which a fit can go on
 
     def __init__(self) -> None:
-        self._kept, self._depth = Kept(), 0
+        self._kept, self._depth, self._due = Kept(), 0, []
         super().__init__()
 
     def _do_fit(self) -> None:
@@ -100,6 +112,8 @@ class TrainingLoop(CurrentBatch):
         self._split(batch)
         del batch  # a traceback keeps this frame
         run_span(self, BATCH, self._do_one_batch, self._count)
+        if self._due:
+            do_what_is_due(self)
         self.batch = None
 
     def _do_one_batch(self) -> None:
@@ -157,6 +171,10 @@ class TrainingLoop(CurrentBatch):
             end = (self.epoch + 1) / self.n_epoch  # a loader may have more batches than it says
             self.pct_train = pct if pct < end else end
 
+    def at_boundary(self, action: Callable[[], Any]) -> None:
+        """Calls `action()` where the fit could go on from next: after this training batch, or after this epoch."""
+        self._due.append(action)
+
     def _loader(self, ds_idx: int | str) -> Any:
         """A loader by its number or name; None for a validation loader that is not there."""
         ds_idx = number_of(self.dls, ds_idx)
@@ -175,6 +193,7 @@ class TrainingLoop(CurrentBatch):
         self._release_batch()
         self._rated = type(self)._rated
         self._resuming = self._validation_start = self._pass_random = None
+        self._due = []
         if self._passes is not None:
             self._passes.close()
             self._passes = None
