@@ -20,8 +20,10 @@ def outputs_of(lesson):
     return [(cell, output) for cell in lesson.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_there_are_three_lessons():
-    assert [path.stem for path in LESSONS] == ["01_first_fit", "02_the_loop_event_by_event", "03_write_a_callback"]
+def test_the_lessons_are_those_that_the_readme_names():
+    names = ["01_first_fit", "02_the_loop_event_by_event", "03_write_a_callback", "08_stop_and_resume"]
+    assert [path.stem for path in LESSONS] == names
+    assert all(f"`nbs/{name}`" in (ROOT / "README.md").read_text() for name in names)
 
 
 @pytest.mark.timeout(60)  # a lesson takes some 5 seconds on a quiet machine
