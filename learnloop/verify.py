@@ -167,13 +167,19 @@ def _told(dl: DataLoader) -> DataLoader:
     return like(dl, batch_sampler=_Told(dl.batch_sampler))
 
 
+def _told_by(dl: Any) -> _Told | None:
+    if not isinstance(dl, DataLoader):
+        return None
+    sampler = dl.sampler if dl.batch_sampler is None else dl.batch_sampler
+    return sampler if isinstance(sampler, _Told) else None
+
+
 def _indices(learn: Any) -> Any:
     """The samples in the batch, where the loader is of torch."""
-    dl = learn.dl
-    sampler = None if not isinstance(dl, DataLoader) else dl.sampler if dl.batch_sampler is None else dl.batch_sampler
-    if not isinstance(sampler, _Told):
+    told = _told_by(learn.dl)
+    if told is None:
         return None
-    return sampler.order[learn.iter if learn._passes is None else learn._passes.taken - 1]
+    return told.order[learn.iter if learn._passes is None else learn._passes.taken - 1]
 
 
 # The two parts
@@ -193,10 +199,10 @@ def _trained(learn: Any, n_batch: int, stop: int | None, state: dict[str, Any] |
 
 def _draw_once(dl: Any) -> None:
     """Draws an order that nobody uses: a resumed process has drawn others before than the one that was stopped."""
-    sampler = getattr(dl, "batch_sampler", None) or getattr(dl, "sampler", None)
-    if isinstance(sampler, _Told):
+    told = _told_by(dl)
+    if told is not None:
         with preserved_randomness():
-            list(sampler.inner)
+            list(told.inner)
 
 
 def _state_of(trace: Trace, stop: int) -> dict[str, Any]:

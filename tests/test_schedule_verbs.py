@@ -4,6 +4,7 @@ Numbers marked as fastai's come from fastai 2.8.12; they depend on the number of
 float32.
 """
 
+import signal
 from functools import partial
 
 import numpy as np
@@ -252,6 +253,49 @@ def test_fine_tune_moves_frozen_weights_in_the_second_part_only():
     assert torch.equal(learn.model[0][0].weight, before)
     learn.fine_tune(1)
     assert not torch.equal(learn.model[0][0].weight, before)
+
+
+def seeded():
+    torch.manual_seed(0)
+    return grouped()
+
+
+def stopped_after(learn, n, run):
+    """Runs a verb that Ctrl-C stops after so many training batches in all."""
+    left = iter(range(n - 1, -1, -1))
+    press = ll.Callback(after_pred=lambda cb: signal.raise_signal(signal.SIGINT) if next(left, None) == 0 else None)
+    press.run_valid = False
+    with learn.added_cbs(press), pytest.raises(KeyboardInterrupt):
+        run()
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 5])
+def test_resume_goes_on_with_the_phases_of_fine_tune_that_are_left(n):
+    whole, learn = seeded(), seeded()
+    whole.fine_tune(2, 0.02)
+    stopped_after(learn, n, lambda: learn.fine_tune(2, 0.02))
+    learn.resume()
+    assert [p.tolist() for p in learn.model.parameters()] == [p.tolist() for p in whole.model.parameters()]
+    assert (learn.n_epoch, learn.opt.frozen_idx) == (2, 0)
+
+
+def test_fine_tune_can_be_stopped_in_both_phases():
+    whole, learn = seeded(), seeded()
+    whole.fine_tune(2, 0.02)
+    stopped_after(learn, 1, lambda: learn.fine_tune(2, 0.02))
+    stopped_after(learn, 4, learn.resume)
+    learn.resume()
+    assert [p.tolist() for p in learn.model.parameters()] == [p.tolist() for p in whole.model.parameters()]
+
+
+def test_a_fit_after_a_stopped_fine_tune_has_no_phase_after_it():
+    learn = grouped()
+    stopped_after(learn, 1, lambda: learn.fine_tune(2, 0.02))
+    stopped_after(learn, 1, lambda: learn.fit(3))
+    rates = Rates()
+    with learn.added_cbs(rates):
+        learn.resume()
+    assert (learn.n_epoch, len(rates.noted)) == (3, 5)
 
 
 def test_freeze_leaves_the_last_group_and_normalization_layers():

@@ -310,6 +310,30 @@ class Forgets(ll.Callback):
         pass
 
 
+class CountsForItself(ll.Callback):
+    def before_fit(self):
+        self.n = 0
+
+    def after_loss(self):
+        self.n += self.training
+        self.learn.loss_grad = self.learn.loss_grad / (1 + self.n)
+
+
+class TakesTheFirstWeights(ll.Callback):
+    def before_fit(self):
+        self.first = [p.detach().clone() for p in self.model.parameters()]
+
+    def after_loss(self):
+        far = sum(((p - f) ** 2).sum() for p, f in zip(self.model.parameters(), self.first, strict=True))
+        self.learn.loss_grad = self.learn.loss_grad + far
+
+
+class CannotGoOn(ll.Callback):
+    def before_fit(self):
+        if self.learn._resuming is not None:
+            raise ZeroDivisionError("begun in the middle")
+
+
 class FailsAtOnce(ll.Callback):
     def before_epoch(self):
         raise ZeroDivisionError("at once")
@@ -332,6 +356,9 @@ class FailsAtOnce(ll.Callback):
         (Misspells, "has every attribute that its `_stateattrs` name"),
         (CannotBeStored, "its state can be stored and loaded"),
         (Forgets, "its state survives being stored and loaded"),
+        (CountsForItself, "ends with the same numbers when it is resumed by a learner made anew: stopped in training"),
+        (TakesTheFirstWeights, "ends with the same numbers when it is resumed by a learner made anew"),
+        (CannotGoOn, "can be resumed by a learner made anew: stopped in training: ZeroDivisionError"),
         (FailsAtOnce, "works in a plain fit"),
     ],
 )

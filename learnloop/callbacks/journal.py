@@ -1,5 +1,6 @@
 """A journal of the batches of a training, by which a resumed one tells whether it repeats them bit for bit."""
 
+import ctypes
 import os
 import random
 import struct
@@ -16,6 +17,7 @@ from learnloop.data.keyed import mix
 
 _LINE = struct.Struct("<qIII")  # training batches done, then what `Line` has: 32 bits of each
 _HEAD = 16  # bytes before the first line
+_MT_WORDS = 625  # of the Mersenne Twister: its 624 numbers, and which of them comes next
 _WAITING = 64  # lines whose losses are on an accelerator, and are brought to the host together
 
 
@@ -144,10 +146,17 @@ class Journal:
 
 def random_checksum() -> int:
     """32 bits of the states of the host's generators: torch, numpy, python."""
-    numpy: Any = np.random.get_state(legacy=False)["state"]
     state: Any = torch.default_generator.get_state().numpy()
-    crc = zlib.crc32(numpy["key"], zlib.crc32(state)) + numpy["pos"]
+    crc = zlib.crc32(_numpy_state(), zlib.crc32(state))
     return (crc ^ hash(random.getstate()[1])) & 0xFFFFFFFF  # of a tuple of integers, it is the same in every process
+
+
+def _numpy_state() -> Any:
+    """The bytes of numpy's global state, read where they are: asking for them takes longer than all else in a line."""
+    bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
+    if type(bits) is np.random.MT19937:
+        return (ctypes.c_uint32 * _MT_WORDS).from_address(bits.ctypes.state_address)
+    return repr(bits.state).encode()
 
 
 def _on_host(losses: list[Any]) -> list[float | None]:
