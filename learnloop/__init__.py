@@ -2,11 +2,13 @@
 
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.data import datasets
 from learnloop.data.loaders import DataLoaders, TensorLoader
+from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import (
@@ -122,6 +124,7 @@ from learnloop.sklearn_scores import (
 
 __all__ = [
     "SGD",
+    "AMPMode",
     "APScoreBinary",
     "APScoreMulti",
     "AccumMetric",
@@ -161,6 +164,8 @@ __all__ = [
     "FocalLossFlat",
     "HammingLoss",
     "HammingLossMulti",
+    "Hook",
+    "Hooks",
     "Jaccard",
     "JaccardCoeff",
     "JaccardCoeffMulti",
@@ -176,6 +181,7 @@ __all__ = [
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "MixedPrecision",
     "NoneReduce",
     "OptimWrapper",
     "Optimizer",
@@ -217,6 +223,8 @@ __all__ = [
     "exp_rmspe",
     "flatten_check",
     "foreground_acc",
+    "hook_output",
+    "hook_outputs",
     "mae",
     "minimum",
     "mk_metric",

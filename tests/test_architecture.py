@@ -17,7 +17,7 @@ PACKAGE = ROOT / "learnloop"
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  losses  plots",
-    "loop.ordering  loop.kept  loop.notes  data.keyed  metrics  optim.optimizer",
+    "loop.ordering  loop.kept  loop.notes  data.keyed  metrics  optim.optimizer  insight.hooks",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores",
     "loop.interrupt  loop.state  loop.dispatch",
@@ -36,7 +36,8 @@ FOLDERS = {
     "data": {"data"},
     "optim": {"optim"},
     "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "callbacks": {"callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
 }
 
 
