@@ -15,6 +15,7 @@ from fastcore.foundation import L
 
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.precision import MixedPrecision
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler
@@ -401,6 +402,20 @@ class Learner(TrainingLoop):
             self.opt = former
             raise
         self._point, self._call = state if state["counters"] else None, None
+
+    # Precision
+
+    def to_fp16(self, **kwargs: Any) -> "Learner":
+        """Trains in float16 mixed precision; `kwargs` of `MixedPrecision`: init_scale, growth_interval, …"""
+        return self.to_fp32().add_cb(MixedPrecision("fp16", **kwargs))
+
+    def to_bf16(self) -> "Learner":
+        """Trains in bfloat16 mixed precision."""
+        return self.to_fp32().add_cb(MixedPrecision("bf16"))
+
+    def to_fp32(self) -> "Learner":
+        """Trains in float32 again."""
+        return self.remove_cb(MixedPrecision)
 
     # Showing
 
