@@ -1,6 +1,8 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
+from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
+from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.progress import ProgressCallback
@@ -151,6 +153,7 @@ __all__ = [
     "CohenKappa",
     "CorpusBLEUMetric",
     "CrossEntropyLossFlat",
+    "CutMix",
     "DataLoaders",
     "Dice",
     "DiceLoss",
@@ -162,6 +165,8 @@ __all__ = [
     "FBetaMulti",
     "FocalLoss",
     "FocalLossFlat",
+    "GradientAccumulation",
+    "GradientClip",
     "HammingLoss",
     "HammingLossMulti",
     "Hook",
@@ -181,6 +186,8 @@ __all__ = [
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "MixHandler",
+    "MixUp",
     "MixedPrecision",
     "NoneReduce",
     "OptimWrapper",
