@@ -4,10 +4,12 @@ from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.nan import TerminateOnNaNCallback
 from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
+from learnloop.callbacks.trackers import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from learnloop.data import datasets
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
@@ -158,6 +160,7 @@ __all__ = [
     "Dice",
     "DiceLoss",
     "DiceMulti",
+    "EarlyStoppingCallback",
     "ExplainedVariance",
     "F1Score",
     "F1ScoreMulti",
@@ -203,9 +206,11 @@ __all__ = [
     "Recall",
     "RecallMulti",
     "Recorder",
+    "ReduceLROnPlateau",
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "SaveModelCallback",
     "SchedCos",
     "SchedExp",
     "SchedLin",
@@ -215,6 +220,8 @@ __all__ = [
     "SpearmanCorrCoef",
     "SuggestionMethod",
     "TensorLoader",
+    "TerminateOnNaNCallback",
+    "TrackerCallback",
     "TrainEvalCallback",
     "ValueMetric",
     "accuracy",
