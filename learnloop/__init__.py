@@ -1,5 +1,8 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
+from learnloop.callbacks.averaging import EMA, SWA
+from learnloop.callbacks.execution import ChannelsLast, Compile
+from learnloop.callbacks.freezing import BnFreeze, FreezeUntil, bn_types, set_bn_eval
 from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
@@ -127,7 +130,9 @@ from learnloop.sklearn_scores import (
 )
 
 __all__ = [
+    "EMA",
     "SGD",
+    "SWA",
     "AMPMode",
     "APScoreBinary",
     "APScoreMulti",
@@ -141,6 +146,7 @@ __all__ = [
     "BCEWithLogitsLossFlat",
     "BalancedAccuracy",
     "BaseLoss",
+    "BnFreeze",
     "BrierScore",
     "BrierScoreMulti",
     "Callback",
@@ -152,7 +158,9 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidException",
+    "ChannelsLast",
     "CohenKappa",
+    "Compile",
     "CorpusBLEUMetric",
     "CrossEntropyLossFlat",
     "CutMix",
@@ -168,6 +176,7 @@ __all__ = [
     "FBetaMulti",
     "FocalLoss",
     "FocalLossFlat",
+    "FreezeUntil",
     "GradientAccumulation",
     "GradientClip",
     "HammingLoss",
@@ -228,6 +237,7 @@ __all__ = [
     "accuracy_multi",
     "annealer",
     "before_batch_cb",
+    "bn_types",
     "combine_scheds",
     "combined_cos",
     "datasets",
@@ -253,6 +263,7 @@ __all__ = [
     "sched_exp",
     "sched_lin",
     "sched_no",
+    "set_bn_eval",
     "skm_to_fastai",
     "skm_to_learnloop",
     "slide",
