@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +135,13 @@ _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
 
 def capture(learn: Any) -> dict[str, Any]:
     """Everything a run is, as plain data in host memory; `restore` puts it back."""
+    with ExitStack() as stack:
+        for cb in reversed(learn.cbs):  # those that put in other weights last take them out first
+            stack.enter_context(cb.trained_weights())
+        return _captured(learn)
+
+
+def _captured(learn: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": plain(_model_state(learn.model), "the model's state"),

@@ -48,7 +48,7 @@ class TrainingLoop(CurrentBatch):
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
 
     def __init__(self) -> None:
-        self._kept = Kept()
+        self._kept, self._depth = Kept(), 0
         super().__init__()
 
     def _do_fit(self) -> None:
