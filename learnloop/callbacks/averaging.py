@@ -103,9 +103,11 @@ class Averaging(Callback):
         self.n_averaged += 1
 
     def after_fit(self) -> None:
-        if self.learn.task == "fit" and self.apply_at_end and self.n_averaged and not self.learn.interrupted:
-            _write(self._slots, self.averages)
-            self._complete()
+        learn = self.learn
+        if learn.task == "fit" and self.apply_at_end and self.n_averaged and not learn.interrupted:
+            self._put_in_at = learn._depth
+            self._put_in()
+            self._former = None  # for good; an error until here would have put them out in the cleanup
 
     def cleanup_fit(self) -> None:
         if self._put_in_at >= 0:

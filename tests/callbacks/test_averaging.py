@@ -28,9 +28,9 @@ def network():
     return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
 
 
-def learner(*cbs, n_train=24, **kwargs):
+def learner(*cbs, n_train=24, n_valid=8, **kwargs):
     """Three batches an epoch, one for validation, batch norm in the model."""
-    return toy_learner(n_train=n_train, n_valid=8, model=network(), cbs=cbs, **kwargs)
+    return toy_learner(n_train=n_train, n_valid=n_valid, model=network(), cbs=cbs, **kwargs)
 
 
 def weights(learn):
@@ -350,6 +350,25 @@ def test_after_an_error_or_ctrl_c_the_model_has_the_trained_weights(make, event)
                 fitted(learn, 3)
             found.append(weights(learn))
         assert found[0] == found[1]
+
+
+def test_an_error_in_the_pass_for_batch_norm_leaves_the_trained_weights():
+    def fail(learn):
+        if learn.task == "validate":
+            raise ZeroDivisionError
+
+    plain, learn = fitted(learner(n_valid=0), 2), learner(ll.SWA(0), at("before_batch", fail), n_valid=0)
+    with pytest.raises(ZeroDivisionError):
+        fitted(learn, 2)
+    assert weights(learn) == weights(plain)
+    assert learn.model[1].momentum == 0.1
+
+
+def test_without_validation_batch_norm_is_seen_to_at_the_end():
+    learn = fitted(learner(ll.SWA(0, every=1), n_valid=0, bs=24), 2)
+    theirs = copy.deepcopy(learn.model)
+    update_bn(learn.dls.train, theirs)
+    torch.testing.assert_close(learn.model[1].running_var, theirs[1].running_var)
 
 
 def test_ema_without_an_update_leaves_the_weights_alone():
