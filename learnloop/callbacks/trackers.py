@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from fastcore.basics import noop
 
+from learnloop.callbacks.averaging import scored_weights
 from learnloop.callbacks.recorder import Recorder
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelFitException
@@ -248,7 +249,8 @@ class SaveModelCallback(TrackerCallback):
             self._say(f"Better model found at epoch {self.learn.epoch} with {self.monitor} value: {self.best}.")
         elif self.top_k == 1 or not self._is_among_best(value):
             return
-        name = self._save()
+        with scored_weights(self.learn):  # averages, where the validation saw those
+            name = self._save()
         others = [entry for entry in self.saved if entry[1] != name]
         place = 0 if self.new_best else sum(not is_better(value, other[0], self.comp) for other in others)
         others.insert(place, [value, name, str(self.last_saved_path)])

@@ -456,6 +456,25 @@ def test_what_scores_is_what_a_tracker_can_save():
     assert seen == plain
 
 
+def test_a_tracker_saves_the_averages_that_scored_best_and_loads_them_at_the_end(tmp_path):
+    learn = learner(ll.EMA(0.5), ll.SaveModelCallback())
+
+    def save(name, with_opt):
+        torch.save(learn.model.state_dict(), tmp_path / name)
+        return tmp_path / name
+
+    def load(name, with_opt):
+        learn.model.load_state_dict(torch.load(tmp_path / name))
+        learn.ema.weights_loaded()
+
+    learn.save, learn.load = save, load
+    uphill = at("before_epoch", lambda learn: learn.opt.set_hyper("lr", 0.1 if learn.epoch < 2 else -0.1))
+    fitted(learn, 4, cbs=uphill)
+    losses = [row[1] for row in learn.recorder.values]
+    assert losses[-1] > min(losses)
+    assert learn.validate()[0] == min(losses)
+
+
 # Models of every kind
 
 
