@@ -1,6 +1,8 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
 from learnloop.callbacks.averaging import EMA, SWA
+from learnloop.callbacks.data import BatchTransform, CollectDataCallback, ProgressiveResize
+from learnloop.callbacks.dropout import MCDropoutCallback
 from learnloop.callbacks.execution import ChannelsLast, Compile
 from learnloop.callbacks.freezing import BnFreeze, FreezeUntil, bn_types, set_bn_eval
 from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
@@ -11,9 +13,10 @@ from learnloop.callbacks.nan import TerminateOnNaNCallback
 from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.trackers import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
-from learnloop.data import datasets
+from learnloop.data import datasets, transforms
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
 from learnloop.learner import Learner, before_batch_cb, defaults
@@ -146,6 +149,7 @@ __all__ = [
     "BCEWithLogitsLossFlat",
     "BalancedAccuracy",
     "BaseLoss",
+    "BatchTransform",
     "BnFreeze",
     "BrierScore",
     "BrierScoreMulti",
@@ -160,6 +164,7 @@ __all__ = [
     "CancelValidException",
     "ChannelsLast",
     "CohenKappa",
+    "CollectDataCallback",
     "Compile",
     "CorpusBLEUMetric",
     "CrossEntropyLossFlat",
@@ -194,6 +199,7 @@ __all__ = [
     "Learner",
     "LossMetric",
     "LossMetrics",
+    "MCDropoutCallback",
     "MSELossFlat",
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
@@ -205,12 +211,14 @@ __all__ = [
     "OptimWrapper",
     "Optimizer",
     "OrderingError",
+    "OverfitBatch",
     "ParamScheduler",
     "PearsonCorrCoef",
     "Perplexity",
     "Precision",
     "PrecisionMulti",
     "ProgressCallback",
+    "ProgressiveResize",
     "R2Score",
     "Recall",
     "RecallMulti",
@@ -225,6 +233,7 @@ __all__ = [
     "SchedLin",
     "SchedNo",
     "SchedPoly",
+    "ShortEpochCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",
@@ -233,6 +242,7 @@ __all__ = [
     "TrackerCallback",
     "TrainEvalCallback",
     "ValueMetric",
+    "WeightedSampling",
     "accuracy",
     "accuracy_multi",
     "annealer",
@@ -270,6 +280,7 @@ __all__ = [
     "steep",
     "top_k_accuracy",
     "trainable_params",
+    "transforms",
     "unreduced",
     "valley",
     "warmup_stable_decay",
