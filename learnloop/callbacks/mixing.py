@@ -151,9 +151,8 @@ class CutMix(MixHandler):
 
         `lam` is one number, in host memory.
         """
-        side = torch.sqrt(1.0 - lam)
-        w, h = (int(torch.round(length * side)) for length in (W, H))
-        x, y = (int(torch.randint(0, length, (1,))) for length in (W, H))
+        w, h = torch.round(torch.tensor([W, H]) * torch.sqrt(1.0 - lam)).long().tolist()
+        (x,), (y,) = (torch.randint(0, length, (1,)).tolist() for length in (W, H))
         left, right = (min(max(edge, 0), W) for edge in (x - w // 2, x + w // 2))
         top, bottom = (min(max(edge, 0), H) for edge in (y - h // 2, y + h // 2))
         return left, top, right, bottom
