@@ -187,8 +187,10 @@ class EMA(Averaging):
     """Averages the weights exponentially: after each update they move by `1 - decay` of the way to the trained ones.
 
     They begin with the weights that a fit begins with. Buffers, such as the statistics of batch norm, are averaged too.
-    Source: Polyak and Juditsky 1992; Tan and Le, arXiv 1905.11946, for this form. Cost per update: one operation over
-    all weights, in `after_batch`; memory: the weights once more, and a third time during a validation.
+    Validations see them, from `before_validate` to `cleanup_validate`; from `after_fit` on the model has them for good,
+    but not after an error or Ctrl-C. Source: Polyak and Juditsky 1992; in this form Tan and Le, arXiv 1905.11946.
+    Cost per update: one operation over all weights, in `after_batch`; memory: the weights once more, and a third time
+    during a validation.
     """
 
     def __init__(
@@ -219,10 +221,12 @@ def decay_after(n: int, decay: float, warmup: bool) -> float:
 class SWA(Averaging):
     """Averages the weights that a training goes through in its last part, each with the same weight.
 
-    One per epoch, after its training, or one every so many updates; best with a rate that stays high, as by `fit` or
-    `fit_flat_cos(pct_start=1)`. Before they are first used, the layers of batch norm get statistics of their own, from
-    a pass over the training set. Source: Izmailov et al., arXiv 1803.05407. Cost: one operation over all weights when
-    they are taken in, a pass over the training set per validation with batch norm; memory: as for EMA.
+    One per epoch, in `cleanup_train`, or one every so many updates, in `after_batch`; best with a rate that stays high,
+    as by `fit` or `fit_flat_cos(pct_start=1)`. Validations see the averages, from `before_validate` to
+    `cleanup_validate`; from `after_fit` on the model has them for good, but not after an error or Ctrl-C. Before their
+    first use, layers of batch norm get statistics of their own, from a pass over the training set. Source: Izmailov et
+    al., arXiv 1803.05407. Cost: one operation over all weights when they are taken in; with batch norm, a pass over the
+    training set per validation; memory: as for EMA.
     """
 
     _stateattrs = ("_is_complete",)

@@ -20,14 +20,15 @@ class MixHandler(Callback):
 
     A subclass mixes `learn.xb` in its `before_batch` and then calls `mix_targets`. Where the loss takes class numbers
     (it has `y_int`, or is one of torch's cross entropies), the targets stay and the loss is blended: `lf` stands in for
-    `learn.loss_func` from `before_train` to `after_train`. Else the targets are blended until `after_loss`, so that
-    metrics see them as they were. All draws come from the global generators. Mixtures are for training only.
+    `learn.loss_func` from `before_train` to `after_train`. Else the targets are blended from `before_batch` until
+    `after_batch`, where metrics see them as they were. All draws come from the global generators. Mixtures are for
+    training only.
     """
 
     run_valid = False
     stack_y = False  # the loss is blended, not the targets
-    old_lf: Any = None  # the learner's own loss function, while `lf` stands in for it
-    lam: Any = None  # weight of each sample in its mixture, a number or (n,); None outside of a batch
+    old_lf: Any = None  # the learner's own loss function, for which `lf` stands in
+    lam: Any = None  # weight of each sample in its mixture, (n,), or of all, (1,); of the last batch
     yb1: tuple[Any, ...] = ()  # the targets of those that were mixed in, a tuple as `yb`; empty outside of a batch
 
     def __init__(self, alpha: float = 0.5):  # near 0 one of the two is nearly all of the mixture; 1: any weight
@@ -36,8 +37,8 @@ class MixHandler(Callback):
         self.distrib = Beta(torch.tensor(float(alpha)), torch.tensor(float(alpha)))
         self._yb: Any = None  # the batch's own targets, while blended ones are in their place
 
-    def mix_targets(self, shuffle: Tensor, lam: Any) -> None:
-        """Lets targets follow: sample `i` was mixed with sample `shuffle[i]`; its own weight is `lam` or `lam[i]`."""
+    def mix_targets(self, shuffle: Tensor, lam: Tensor) -> None:
+        """Lets targets follow: sample `i` was mixed with sample `shuffle[i]`; its own weight is `lam[i]`, or `lam`."""
         learn = self.learn
         self.lam, self.yb1 = lam, tuple(y[shuffle] for y in learn.yb)
         if not self.stack_y:
@@ -68,25 +69,19 @@ class MixHandler(Callback):
 
     def lf(self, pred: Any, *yb: Any) -> Tensor:
         """The loss of both targets of each mixture, by their weights; outside of training the loss itself."""
-        if self.lam is None or not self.learn.training:
+        if not self.yb1 or not self.learn.training:
             return self.old_lf(pred, *yb)
         with unreduced(self.old_lf) as single:
             loss = blend_losses(single(pred, *self.yb1), single(pred, *yb), self.lam)
         return reduce_loss(loss, getattr(self.old_lf, "reduction", "mean"))
 
-    def after_loss(self) -> None:
-        self._unmix()
-
-    def after_cancel_batch(self) -> None:
-        self._unmix()
-
-    def _unmix(self) -> None:
+    def after_batch(self) -> None:
         if self._yb is not None:
             self.learn.yb, self._yb = self._yb, None
 
     def cleanup_batch(self) -> None:
         if self.learn.training:  # a validation nested in a training batch leaves that one's mixture alone
-            self.lam, self.yb1, self._yb = None, (), None
+            self.yb1, self._yb = (), None
 
     def after_train(self) -> None:
         self._put_back()
@@ -94,18 +89,20 @@ class MixHandler(Callback):
     def cleanup_train(self) -> None:
         self._put_back()
 
+    def cleanup_fit(self) -> None:
+        self._put_back()  # where `before_train` was sent by hand
+
     def _put_back(self) -> None:
         learn = self.learn
         if isinstance(learn.loss_func, _Blended) and learn.loss_func.handler is self:
             learn.loss_func = self.old_lf
-        self.old_lf, self.stack_y = None, False
 
 
 class MixUp(MixHandler):
     """Blends each sample with another one of its batch, by a weight of its own that is at least 0.5.
 
-    Inputs are tensors of floating point numbers, all of them blended. Source: Zhang et al., arXiv 1710.09412.
-    Cost per batch: a copy of the inputs, and a second loss.
+    It does so in `before_batch`; inputs are tensors of floating point numbers, all of them blended. Source: Zhang et
+    al., arXiv 1710.09412. Cost per batch: a copy of the inputs, and a second loss.
     """
 
     def __init__(self, alpha: float = 0.4):  # near 0 hardly a mixture; 1: every weight is as likely
@@ -126,8 +123,9 @@ class MixUp(MixHandler):
 class CutMix(MixHandler):
     """Pastes a box from another image of the batch into each image, the same box in all of them.
 
-    The first input is images, (n, …, height, width); others stay as they are. A sample's weight is the part of its area
-    that is left. Source: Yun et al., arXiv 1905.04899. Cost per batch: a copy of the images, and a second loss.
+    It does so in `before_batch`. The first input is images, (n, …, height, width); others stay as they are. A sample's
+    weight is the part of its area that is left. Source: Yun et al., arXiv 1905.04899. Cost per batch: a copy of the
+    images, and a second loss.
     """
 
     def __init__(self, alpha: float = 1.0):  # near 0 the box is nothing or nearly all; 1: any area is as likely
@@ -139,23 +137,24 @@ class CutMix(MixHandler):
         _check_input(self, 0, x, least_ndim=3)
         height, width = x.shape[-2:]
         lam, shuffle = self.distrib.sample((1,)), torch.randperm(len(x))
-        x1, y1, x2, y2 = self.rand_bbox(width, height, lam)
-        shuffle = shuffle.to(x.device, non_blocking=True)
+        x1, y1, x2, y2 = torch.cat(self.rand_bbox(width, height, lam)).tolist()
+        left = torch.tensor([1 - (x2 - x1) * (y2 - y1) / (width * height)])
+        left, shuffle = (t.to(x.device, non_blocking=True) for t in (left, shuffle))
         mixed = x.clone()  # the loader may hand out the same tensor again
         mixed[..., y1:y2, x1:x2] = x[shuffle][..., y1:y2, x1:x2]
         learn.xb = (mixed, *learn.xb[1:])
-        self.mix_targets(shuffle, 1 - (x2 - x1) * (y2 - y1) / (width * height))
+        self.mix_targets(shuffle, left)
 
-    def rand_bbox(self, W: int, H: int, lam: Tensor) -> tuple[int, int, int, int]:
-        """Left, top, right and bottom of a box with `1 - lam` of the area around a random point, cut off at the edges.
+    def rand_bbox(self, W: int, H: int, lam: Tensor) -> tuple[Tensor, ...]:
+        """Left, top, right and bottom, (1,) each, of a box with `1 - lam` of the area, cut at the edges.
 
-        `lam` is one number, in host memory.
+        `lam` is (1,), in host memory, and so are they.
         """
-        w, h = torch.round(torch.tensor([W, H]) * torch.sqrt(1.0 - lam)).long().tolist()
-        (x,), (y,) = (torch.randint(0, length, (1,)).tolist() for length in (W, H))
-        left, right = (min(max(edge, 0), W) for edge in (x - w // 2, x + w // 2))
-        top, bottom = (min(max(edge, 0), H) for edge in (y - h // 2, y + h // 2))
-        return left, top, right, bottom
+        size = torch.tensor([W, H])
+        half = torch.round(size * torch.sqrt(1.0 - lam)).long() // 2
+        centre = torch.cat([torch.randint(0, W, (1,)), torch.randint(0, H, (1,))])
+        corners = torch.cat([centre - half, centre + half]).clamp(min=0)
+        return torch.minimum(corners, torch.cat([size, size])).split(1)
 
 
 class _Blended:
@@ -181,16 +180,14 @@ def takes_classes(loss_func: Any) -> bool:
     return isinstance(loss_func, _OF_CLASSES) or loss_func is F.cross_entropy or loss_func is F.nll_loss
 
 
-def blend(other: Tensor, own: Tensor, weight: Any) -> Tensor:
-    """`weight` of `own` and the rest of `other`; `weight` is a number, or one per sample, (n,)."""
-    if isinstance(weight, Tensor):
-        weight = weight.to(own).view(-1, *[1] * (own.ndim - 1))
-    return torch.lerp(other, own, weight)
+def blend(other: Tensor, own: Tensor, weight: Tensor) -> Tensor:
+    """`weight` of `own` and the rest of `other`; `weight` is one per sample, (n,), or one for all, (1,)."""
+    return torch.lerp(other, own, weight.to(own).view(-1, *[1] * (own.ndim - 1)))
 
 
-def blend_losses(other: Tensor, own: Tensor, weight: Any) -> Tensor:
+def blend_losses(other: Tensor, own: Tensor, weight: Tensor) -> Tensor:
     """`blend` for unreduced losses, which may be flat: all those of the first sample, then those of the second."""
-    if not isinstance(weight, Tensor) or own.shape[:1] == weight.shape:
+    if own.shape[:1] == weight.shape:
         return blend(other, own, weight)
     rows = other.reshape(len(weight), -1), own.reshape(len(weight), -1)
     return blend(*rows, weight).reshape(own.shape)

@@ -190,7 +190,7 @@ def test_the_box_of_cutmix_has_the_area_that_was_drawn_where_no_edge_cuts_it():
     torch.manual_seed(0)
     boxes = [ll.CutMix().rand_bbox(100, 200, torch.tensor([0.75])) for _ in range(200)]
     assert all(0 <= x1 <= x2 <= 100 and 0 <= y1 <= y2 <= 200 for x1, y1, x2, y2 in boxes)
-    assert max((x2 - x1) * (y2 - y1) for x1, y1, x2, y2 in boxes) == 50 * 100
+    assert max(int((x2 - x1) * (y2 - y1)) for x1, y1, x2, y2 in boxes) == 50 * 100
 
 
 def test_it_composes_with_precision_accumulation_and_clipping_as_a_loop_by_hand():
@@ -238,10 +238,11 @@ def purity(cb):
     return cb.y.square().sum().item() / len(cb.y)
 
 
-def test_targets_are_blended_until_the_loss():
+def test_targets_are_blended_until_the_batch_is_over():
     learn = learner(ll.MixUp(), y=one_hot(), loss_func=ll.MSELossFlat())
     assert max(seen_by(learn, "after_pred", purity=purity)["purity"]) < 1
-    assert seen_by(learn, "after_loss", purity=purity)["purity"] == [1.0] * 3
+    assert max(seen_by(learn, "after_step", purity=purity)["purity"]) < 1
+    assert seen_by(learn, "after_batch", purity=purity)["purity"] == [1.0] * 3
 
 
 def test_a_cancelled_batch_shows_its_targets_as_they_were():
@@ -379,13 +380,27 @@ def test_a_validation_nested_in_a_training_batch_is_not_mixed():
     def validate(cb):
         if cb.training and cb.iter == 0:
             assert cb.learn.validate()[0] == plain
-            assert cb.learn.mix_up.lam is not None
+            assert len(cb.learn.mix_up.yb1) == 1
 
     learn = learner(Seed(), ll.MixUp(), ll.Callback(after_pred=validate))
     undisturbed = learner(Seed(), ll.MixUp())
     learn.fit(1)
     undisturbed.fit(1)
     assert learn.recorder.raw_losses == undisturbed.recorder.raw_losses
+
+
+def test_events_sent_by_hand_mix_a_batch_and_the_loss_is_put_back_at_the_end():
+    learn = learner(ll.MixUp())
+    own, (x, y) = learn.loss_func, learn.dls.train[0]
+    with learn:
+        learn.training = True
+        learn._split((x, y))
+        learn("before_train")
+        learn("before_batch")
+        assert learn.loss_func is not own
+        assert not torch.equal(learn.x, x)
+        assert torch.equal(learn.y, y)
+    assert learn.loss_func is own
 
 
 def test_validation_is_not_mixed():
