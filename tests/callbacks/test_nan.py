@@ -59,6 +59,25 @@ def test_the_fit_ends_before_a_bad_loss_reaches_weights_or_running_statistics(va
     assert all(p.grad is None for p in learn.model.parameters())
 
 
+def test_buffers_that_a_model_replaces_or_empties_are_put_back_too():
+    class Caching(nn.Linear):
+        def __init__(self):
+            super().__init__(2, 1)
+            self.register_buffer("last", torch.zeros(2))
+            self.register_buffer("cache", torch.ones(1))
+
+        def forward(self, x):
+            if self.training:
+                self.last, self.cache = x.mean(0), None
+            return super().forward(x)
+
+    means = []
+    note = ll.Callback(before_batch=lambda cb: means.append(cb.x.mean(0)))
+    learn = toy_learner(model=Caching(), cbs=[ll.TerminateOnNaNCallback(), note, spoil(2)])
+    learn.fit(1)
+    assert torch.equal(learn.model.last, means[1])
+
+
 def test_a_loss_that_is_only_recorded_counts_too():
     def spoil_record(cb):
         cb.learn.loss = torch.tensor(math.nan)
