@@ -191,6 +191,8 @@ class SaveModelCallback(TrackerCallback):
     ):
         super().__init__(monitor, comp, min_delta, reset_on_fit)
         _check_times(every_epoch=every_epoch, every_step=every_step, at_end=at_end, top_k=top_k > 1)
+        if top_k < 1:
+            raise ValueError(f"`top_k={top_k}`: keep one file at least; without this callback none is saved.")
         self.fname, self.every_epoch, self.at_end, self.with_opt = fname, every_epoch, at_end, with_opt
         self.every_step, self.top_k = every_step, top_k
         self.last_saved_path: Path | None = None  # of this fit; set once the file is written

@@ -6,6 +6,7 @@ Where a line says so, decisions and rates are those of fastai 2.8.12, run with t
 import math
 import operator
 import re
+import signal
 import time
 from functools import partial
 
@@ -100,8 +101,6 @@ def noted(tracker, values, *names, **kwargs):
 
 
 def press_ctrl_c_in_epoch(epoch):
-    import signal
-
     def press(cb):
         if cb.learn.epoch == epoch and cb.learn.training:
             signal.raise_signal(signal.SIGINT)
@@ -590,6 +589,11 @@ def test_two_that_write_to_one_file_are_refused(tmp_path):
 def test_different_times_to_save_are_refused(kwargs, named):
     with pytest.raises(ValueError, match=f"{named} name different times to save"):
         ll.SaveModelCallback(**kwargs)
+
+
+def test_to_keep_no_file_is_refused():
+    with pytest.raises(ValueError, match="`top_k=0`: keep one file at least"):
+        ll.SaveModelCallback(top_k=0)
 
 
 def test_it_says_what_it_saved(tmp_path, capsys):
