@@ -3,7 +3,7 @@
 import cmath
 import copy
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -71,8 +71,9 @@ class TerminateOnNaNCallback(Callback):
         if learn.train_iter % self.every:
             return
         loss = learn._raw_loss if learn._loss_grad is None else learn._loss_grad
-        if not are_finite([loss] if learn._loss is None else [loss, learn._loss]):
-            self._stop(loss)
+        losses = [loss] if learn._loss is None else [loss, learn._loss]  # for the gradient, and for the record
+        if not are_finite(losses):
+            self._stop(next(value for value in losses if not are_finite([value])))
 
     def _stop(self, loss: Any) -> None:
         learn = self.learn
@@ -118,16 +119,12 @@ class TerminateOnNaNCallback(Callback):
         learn = self.learn
         former = learn.pred, learn._output_loss
         is_compiled = any(getattr(m, "_compiled_call_impl", None) for _, m in _named_modules(learn.model))
-        stance = torch.compiler.set_stance("force_eager") if is_compiled else None
-        with preserved_randomness():
-            try:
-                if stance is not None:
-                    stance.__enter__()
+        stance = torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
+        try:
+            with preserved_randomness(), stance:
                 yield
-            finally:
-                learn.pred, learn._output_loss = former
-                if stance is not None:
-                    stance.__exit__(None, None, None)
+        finally:
+            learn.pred, learn._output_loss = former
 
     @torch.no_grad()
     def _put_buffers_back(self) -> None:

@@ -78,13 +78,15 @@ def test_buffers_that_a_model_replaces_or_empties_are_put_back_too():
     assert torch.equal(learn.model.last, means[1])
 
 
-def test_a_loss_that_is_only_recorded_counts_too():
+def test_a_loss_that_is_only_recorded_counts_too(capsys):
     def spoil_record(cb):
         cb.learn.loss = torch.tensor(math.nan)
 
     learn = toy_learner(cbs=[ll.TerminateOnNaNCallback, ll.Callback(after_loss=spoil_record)])
+    learn.logger = lambda row: None
     learn.fit(1)
     assert learn.opt_iter == 0
+    assert "The loss is nan at epoch 0, batch 0" in capsys.readouterr().out
 
 
 def test_it_is_an_orderly_end():
