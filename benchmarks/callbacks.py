@@ -38,7 +38,7 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "MixedPrecision('fp16')": lambda: ll.MixedPrecision("fp16", init_scale=1024.0),
     "EMA()": lambda: ll.EMA(),
     "SWA(0, every=1)": lambda: ll.SWA(0, every=1),
-    "FreezeUntil(1)": lambda: ll.FreezeUntil(1),
+    "FreezeUntil(0)": lambda: ll.FreezeUntil(0, groups=slice(None)),
 }
 #: Those that every loop here has, or that are no callback to put on a learner by hand.
 LEFT_OUT = {"Callback", "TrainEvalCallback", "Recorder", "LRFinder", "MixHandler", "SkipToEpoch", "ShortEpochCallback"}

@@ -137,24 +137,25 @@ class CutMix(MixHandler):
         _check_input(self, 0, x, least_ndim=3)
         height, width = x.shape[-2:]
         lam, shuffle = self.distrib.sample((1,)), torch.randperm(len(x))
-        x1, y1, x2, y2 = torch.cat(self.rand_bbox(width, height, lam)).tolist()
+        x1, y1, x2, y2 = random_box(width, height, lam)
         left = torch.tensor([1 - (x2 - x1) * (y2 - y1) / (width * height)])
         left, shuffle = (t.to(x.device, non_blocking=True) for t in (left, shuffle))
         mixed = x.clone()  # the loader may hand out the same tensor again
-        mixed[..., y1:y2, x1:x2] = x[shuffle][..., y1:y2, x1:x2]
+        mixed[..., y1:y2, x1:x2] = x[..., y1:y2, x1:x2][shuffle]
         learn.xb = (mixed, *learn.xb[1:])
         self.mix_targets(shuffle, left)
 
     def rand_bbox(self, W: int, H: int, lam: Tensor) -> tuple[Tensor, ...]:
-        """Left, top, right and bottom, (1,) each, of a box with `1 - lam` of the area, cut at the edges.
+        """What `random_box` draws, in tensors (1,), as fastai has them."""
+        return torch.tensor(random_box(W, H, lam)).split(1)
 
-        `lam` is (1,), in host memory, and so are they.
-        """
-        size = torch.tensor([W, H])
-        half = torch.round(size * torch.sqrt(1.0 - lam)).long() // 2
-        centre = torch.cat([torch.randint(0, W, (1,)), torch.randint(0, H, (1,))])
-        corners = torch.cat([centre - half, centre + half]).clamp(min=0)
-        return torch.minimum(corners, torch.cat([size, size])).split(1)
+
+def random_box(width: int, height: int, lam: Tensor) -> tuple[int, int, int, int]:
+    """Left, top, right, bottom: `1 - lam` of the area around a random point, cut off at the edges; `lam` is (1,)."""
+    (side,) = torch.sqrt(1.0 - lam).tolist()
+    (x,), (y,) = torch.randint(0, width, (1,)).tolist(), torch.randint(0, height, (1,)).tolist()
+    dx, dy = round(width * side) // 2, round(height * side) // 2
+    return max(x - dx, 0), max(y - dy, 0), min(x + dx, width), min(y + dy, height)
 
 
 class _Blended:
