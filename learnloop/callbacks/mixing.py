@@ -71,8 +71,9 @@ class MixHandler(Callback):
         """The loss of both targets of each mixture, by their weights; outside of training the loss itself."""
         if not self.yb1 or not self.learn.training:
             return self.old_lf(pred, *yb)
+        lam = torch.as_tensor(self.lam).reshape(-1)  # a subclass may have a plain number
         with unreduced(self.old_lf) as single:
-            loss = blend_losses(single(pred, *self.yb1), single(pred, *yb), self.lam)
+            loss = blend_losses(single(pred, *self.yb1), single(pred, *yb), lam)
         return reduce_loss(loss, getattr(self.old_lf, "reduction", "mean"))
 
     def after_batch(self) -> None:

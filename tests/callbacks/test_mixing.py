@@ -420,6 +420,21 @@ def test_a_loss_that_another_callback_puts_in_place_is_left_there():
     assert learn.loss_func is other
 
 
+def test_a_handler_as_written_for_fastai_blends_the_loss():
+    class Halves(ll.MixHandler):
+        def before_batch(self):
+            shuffle = torch.arange(len(self.y)).flip(0)
+            self.lam, self.yb1 = 0.5, (self.y[shuffle],)
+            self.learn.xb = ((self.x + self.x[shuffle]) / 2,)
+
+    learn = learner(Halves())
+    learn.fit(1)
+    x, y = images()[:BS], classes()[:BS]
+    pred = Net()((x + x.flip(0)) / 2)
+    by_hand = (F.cross_entropy(pred, y) + F.cross_entropy(pred, y.flip(0))).item() / 2
+    assert learn.recorder.raw_losses[0] == pytest.approx(by_hand)
+
+
 # What is refused
 
 
