@@ -13,8 +13,10 @@ import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
 
+from learnloop.callbacks.execution import ChannelsLast
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.precision import MixedPrecision
 from learnloop.callbacks.predictions import GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
@@ -522,6 +524,8 @@ class Learner(TrainingLoop):
         except BaseException:
             self.opt = former
             raise
+        for cb in self.cbs:
+            cb.weights_loaded()
         return self
 
     def export(
@@ -541,6 +545,38 @@ class Learner(TrainingLoop):
         TypeError that names what cannot be stored. The learner stays as it is.
         """
         return export(self, fname, format, example, pickle_module, pickle_protocol)
+
+    # Precision
+
+    def to_fp16(self, **kwargs: Any) -> "Learner":
+        """Trains in float16 mixed precision; `kwargs` of `MixedPrecision`: init_scale, growth_interval, …"""
+        return self.to_fp32().add_cb(MixedPrecision("fp16", **kwargs))
+
+    def to_bf16(self) -> "Learner":
+        """Trains in bfloat16 mixed precision."""
+        return self.to_fp32().add_cb(MixedPrecision("bf16"))
+
+    def to_fp32(self) -> "Learner":
+        """Trains in float32 again."""
+        return self.remove_cb(MixedPrecision)
+
+    # Execution
+
+    def to_channelslast(self, use_amp: bool = True, amp_mode: Any = "fp16", **kwargs: Any) -> "Learner":
+        """Keeps weights of images' layers with channels last in memory, unless `use_amp=False` in mixed precision.
+
+        `kwargs` are those of `MixedPrecision`; one that is there already stays.
+        """
+        if not self._grab_cbs(ChannelsLast):
+            self.add_cb(ChannelsLast())
+        if use_amp and not self._grab_cbs(MixedPrecision):
+            self.add_cb(MixedPrecision(amp_mode, **kwargs))
+        return self
+
+    def to_contiguous(self, to_fp32: bool = False) -> "Learner":
+        """Keeps weights in torch's usual order again; with `to_fp32` trains in float32 again, too."""
+        self.model.to(memory_format=torch.contiguous_format)
+        return self.remove_cbs([ChannelsLast, MixedPrecision] if to_fp32 else ChannelsLast)
 
     # Showing
 
