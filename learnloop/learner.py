@@ -520,12 +520,12 @@ class Learner(TrainingLoop):
         try:
             if former is None and with_opt is not False and path.suffix != SAFETENSORS:
                 self.create_opt()
-            load_model(path, self.model, self.opt, with_opt, device, strict)
+            has_opt = load_model(path, self.model, self.opt, with_opt, device, strict)
         except BaseException:
             self.opt = former
             raise
         for cb in self.cbs:
-            cb.weights_loaded()
+            cb.weights_loaded(has_opt)
         return self
 
     def export(

@@ -167,7 +167,7 @@ class Averaging(Callback):
         finally:
             _write(self._slots, scored)
 
-    def weights_loaded(self) -> None:
+    def weights_loaded(self, with_opt: bool) -> None:
         """Begins the averages anew, from the weights that were loaded."""
         if self._former is not None:
             self._former = _copied(self._slots)

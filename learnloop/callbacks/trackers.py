@@ -166,8 +166,9 @@ class ReduceLROnPlateau(TrackerCallback):
 class SaveModelCallback(TrackerCallback):
     """Saves the best weights under `fname` and loads them when the fit is over; or the best few, or every so often.
 
-    It saves through `learn.save`: the best in `after_epoch`, `every_step` in `after_step`, `at_end` in `after_fit`.
-    At the end it loads only a file that it has written itself and that nobody has changed since; after Ctrl-C it
+    It saves through `learn.save`: the best and `every_epoch` in `after_epoch`, `at_end` in `after_fit`, and there the
+    weights that were scored, which may be averages; `every_step` in `after_step`, and there those that are trained. At
+    the end it loads only a file that it has written itself and that nobody has changed since; after Ctrl-C it
     neither loads nor saves. Source: docs.fast.ai/callback.tracker. Cost per batch: none, but for the batches that
     `every_step` names: the time of a `learn.save`.
     """
@@ -233,7 +234,7 @@ class SaveModelCallback(TrackerCallback):
 
     def after_epoch(self) -> None:
         if self.every_epoch and self.learn.epoch % self.every_epoch == 0:
-            self._save()
+            self._save_scored()
         if self._saves_the_best():
             super().after_epoch()
             self._save_if_good()
@@ -244,6 +245,10 @@ class SaveModelCallback(TrackerCallback):
         self._stamps[name] = _stamp(self.last_saved_path)
         return name
 
+    def _save_scored(self) -> str:
+        with scored_weights(self.learn):  # averages, where the validation saw those
+            return self._save()
+
     def _save_if_good(self) -> None:
         """Saves this epoch's weights if they are among the best `top_k`, and lets the worst file go."""
         value = self._value()
@@ -251,8 +256,7 @@ class SaveModelCallback(TrackerCallback):
             self._say(f"Better model found at epoch {self.learn.epoch} with {self.monitor} value: {self.best}.")
         elif self.top_k == 1 or not self._is_among_best(value):
             return
-        with scored_weights(self.learn):  # averages, where the validation saw those
-            name = self._save()
+        name = self._save_scored()
         others = [entry for entry in self.saved if entry[1] != name]
         place = 0 if self.new_best else sum(not is_better(value, other[0], self.comp) for other in others)
         others.insert(place, [value, name, str(self.last_saved_path)])
@@ -279,7 +283,7 @@ class SaveModelCallback(TrackerCallback):
         if self.learn.interrupted:
             return
         if self.at_end:
-            self._save()
+            self._save_scored()
         elif self._saves_the_best() and self.saved:
             self._load(*self.saved[0][1:])
 

@@ -121,8 +121,11 @@ class Callback:
         """A context in which the model has the weights that are trained: for who puts others in for a while."""
         return nullcontext()
 
-    def weights_loaded(self) -> None:
-        """Called when weights were loaded into the model: for who keeps something that belonged to the former ones."""
+    def weights_loaded(self, with_opt: bool) -> None:
+        """Called when weights were loaded into the model, the optimizer's state too if `with_opt`.
+
+        For who keeps something that belonged to the former ones.
+        """
 
 
 def _set_in_tables(cb: Callback, name: str, change: Callable[[], None]) -> None:

@@ -15,14 +15,6 @@ from learnloop.testing import check_callback, toy_learner
 from tests.resuming import assert_resumes_exactly
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 1))
@@ -412,31 +404,71 @@ def test_a_state_taken_in_a_validation_holds_trained_weights_and_averages(make, 
     assert list(map(list, resumed.recorder.values)) == list(map(list, whole.recorder.values))
 
 
-def test_weights_that_are_loaded_begin_the_averages_anew():
-    other = {name: t.clone() for name, t in fitted(learner(), 1).model.state_dict().items()}
-    seen = []
+def saved_weights(tmp_path, name="other", make=lambda: learner()):
+    """A file of weights of another training, and what it holds, as `weights` gives it."""
+    other = fitted(make(), 1)
+    other.path = tmp_path
+    other.save(name)
+    return weights(other)
+
+
+def test_weights_that_are_loaded_begin_the_averages_anew(tmp_path):
+    in_file, seen = saved_weights(tmp_path), []
 
     def load(learn):
-        if learn.epoch == 0:
-            learn.model.load_state_dict(other)
-            learn.ema.weights_loaded()
-            seen.append(all(torch.equal(other[n], a) for n, a in learn.ema.averages.items()))
+        learn.load("other", with_opt=False)
+        seen.append({name: a.tolist() for name, a in learn.ema.averages.items()})
 
-    fitted(learner(ll.EMA(0.99), at("after_epoch", load)), 1)
-    assert seen == [True]
+    fitted(learner(ll.EMA(0.99), at("after_epoch", load), path=tmp_path), 1)
+    assert set(FLOATS) < set(seen[0])
+    assert seen == [{name: in_file[name] for name in seen[0]}]
 
 
-def test_weights_that_are_loaded_in_a_validation_are_not_put_out_with_the_averages():
-    other = {name: t.clone() for name, t in fitted(learner(), 1).model.state_dict().items()}
-    seen = []
+def test_swa_forgets_what_it_took_in_when_weights_are_loaded(tmp_path):
+    saved_weights(tmp_path)
+    learn = learner(
+        ll.SWA(0), at("before_epoch", lambda learn: learn.epoch == 2 and learn.load("other")), path=tmp_path
+    )
+    n_averaged = []
+    fitted(learn, 3, cbs=at("after_epoch", lambda learn: n_averaged.append(learn.swa.n_averaged)))
+    assert n_averaged == [1, 2, 1]
 
-    def load(learn):
-        learn.model.load_state_dict(other)
-        learn.ema.weights_loaded()
 
-    note = at("after_epoch", lambda learn: seen.append(weights(learn)))
-    fitted(learner(ll.EMA(0.99), at("after_validate", load), note), 1)
-    assert seen == [{name: t.tolist() for name, t in other.items()}]
+@pytest.mark.parametrize("make", [lambda: ll.EMA(0.9), lambda: ll.SWA(0)])
+def test_weights_that_are_loaded_in_a_validation_are_not_put_out_with_the_averages(make, tmp_path):
+    in_file, seen = saved_weights(tmp_path), []
+    load = at("after_validate", lambda learn: learn.load("other"))
+    fitted(learner(make(), load, path=tmp_path), 1, cbs=at("after_epoch", lambda learn: seen.append(weights(learn))))
+    assert seen == [in_file]
+
+
+@pytest.mark.parametrize("make", [lambda: ll.EMA(0.9), lambda: ll.SWA(0)])
+@pytest.mark.parametrize(
+    ("event", "scored"), [("before_validate", True), ("after_validate", True), ("after_epoch", False)]
+)
+def test_save_writes_the_weights_that_are_in_the_model(make, event, scored, tmp_path):
+    inside = {}
+
+    def save(learn):
+        learn.save(f"at_{learn.epoch}")
+        inside[learn.epoch] = weights(learn)
+
+    fitted(learner(make(), at(event, save), path=tmp_path), 2)
+    trained = {}
+    fitted(learner(at(event, lambda learn: trained.update({learn.epoch: weights(learn)}))), 2)
+    for epoch, of_model in inside.items():
+        assert weights(learner(path=tmp_path).load(f"at_{epoch}")) == of_model
+        assert (of_model == trained[epoch]) is not scored
+
+
+def test_averages_beside_the_model_are_written_inside_of_applied(tmp_path):
+    learn = fitted(learner(ll.EMA(0.9, apply_at_end=False), path=tmp_path), 2)
+    scored = learn.recorder.values[-1][1]
+    learn.save("trained")
+    with learn.ema.applied():
+        learn.save("averages")
+    assert learner(path=tmp_path).load("averages").validate()[0] == scored
+    assert weights(learner(path=tmp_path).load("trained")) == weights(fitted(learner(), 2))
 
 
 def test_what_scores_is_what_a_tracker_can_save():
@@ -454,23 +486,36 @@ def test_what_scores_is_what_a_tracker_can_save():
     assert seen == plain
 
 
-def test_a_tracker_saves_the_averages_that_scored_best_and_loads_them_at_the_end(tmp_path):
-    learn = learner(ll.EMA(0.5), ll.SaveModelCallback())
+def turn_uphill(learn):
+    """From epoch 2 on every step makes the loss larger."""
+    if learn.epoch >= 2:
+        for p in learn.model.parameters():
+            p.grad.neg_()
 
-    def save(name, with_opt):
-        torch.save(learn.model.state_dict(), tmp_path / name)
-        return tmp_path / name
 
-    def load(name, with_opt):
-        learn.model.load_state_dict(torch.load(tmp_path / name))
-        learn.ema.weights_loaded()
-
-    learn.save, learn.load = save, load
-    uphill = at("before_epoch", lambda learn: learn.opt.set_hyper("lr", 0.1 if learn.epoch < 2 else -0.1))
-    fitted(learn, 4, cbs=uphill)
+@pytest.mark.parametrize("make", [lambda: ll.EMA(0.5), lambda: ll.SWA(0, every=1)])
+def test_a_tracker_saves_the_averages_that_scored_best_and_loads_them_at_the_end(make, tmp_path):
+    learn = learner(make(), ll.SaveModelCallback(), path=tmp_path)
+    fitted(learn, 5, cbs=at("before_step", turn_uphill))
     losses = [row[1] for row in learn.recorder.values]
     assert losses[-1] > min(losses)
     assert learn.validate()[0] == min(losses)
+    assert learner(path=tmp_path).load("model", with_opt=False).validate()[0] == min(losses)
+
+
+@pytest.mark.parametrize("apply_at_end", [True, False])
+@pytest.mark.parametrize(
+    ("kwargs", "names"), [({"every_epoch": True}, ["model_0", "model_1"]), ({"at_end": True}, ["model"])]
+)
+def test_a_tracker_saves_the_averages_that_were_scored_at_any_time(apply_at_end, kwargs, names, tmp_path):
+    learn = learner(ll.EMA(0.9, apply_at_end=apply_at_end), ll.SaveModelCallback(**kwargs), path=tmp_path)
+    losses = [row[1] for row in fitted(learn, 2).recorder.values]
+    assert [learner(path=tmp_path).load(name, with_opt=False).validate()[0] for name in names] == losses[-len(names) :]
+
+
+def test_between_validations_a_tracker_saves_the_weights_that_are_trained(tmp_path):
+    fitted(learner(ll.EMA(0.9), ll.SaveModelCallback(every_step=6), path=tmp_path), 2)
+    assert weights(learner(path=tmp_path).load("model_step6", with_opt=False)) == weights(fitted(learner(), 2))
 
 
 # Models of every kind

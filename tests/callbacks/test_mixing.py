@@ -15,14 +15,6 @@ from tests.resuming import assert_resumes_exactly
 N, BS = 24, 8
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 def images():
     return torch.randn(N, 1, 6, 5, generator=torch.Generator().manual_seed(1))
 

@@ -16,14 +16,6 @@ MODES = ["fp16", "bf16"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 def learner(*cbs, n_train=64, **kwargs):
     """Eight batches an epoch; ten epochs of it have steps that overflow in float16 at the default scale."""
     return toy_learner(cbs=cbs, n_train=n_train, **kwargs)

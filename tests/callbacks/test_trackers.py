@@ -42,33 +42,11 @@ class Scripted(ll.Metric):
 
 def scripted(values, *cbs, name="score", **kwargs):
     """A learner whose metric `score` takes these values."""
-    return with_files(toy_learner(n_train=16, n_valid=8, metrics=Scripted(values, name), cbs=cbs, **kwargs))
-
-
-def with_files(learn):
-    """The learner with `save` and `load` of weights, where it has none of its own."""
-    if not hasattr(ll.Learner, "save"):
-        learn.save, learn.load = partial(save, learn), partial(load, learn)
-    return learn
+    return toy_learner(n_train=16, n_valid=8, metrics=Scripted(values, name), cbs=cbs, **kwargs)
 
 
 def file_of(learn, name):
     return learn.path / learn.model_dir / f"{name}.pth"
-
-
-def save(learn, name, with_opt=True):
-    path = file_of(learn, name)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    state = {"model": learn.model.state_dict()}
-    torch.save(state | {"opt": learn.opt.state_dict()} if with_opt else state, path)
-    return path
-
-
-def load(learn, name, with_opt=None):
-    state = torch.load(file_of(learn, name))
-    learn.model.load_state_dict(state["model"])
-    if with_opt:
-        learn.opt.load_state_dict(state["opt"])
 
 
 def weights(learn):
@@ -415,7 +393,7 @@ def test_every_few_epochs_are_saved_under_their_number_and_nothing_is_loaded(tmp
 
 
 def test_saving_every_few_epochs_needs_no_column(tmp_path):
-    learn = with_files(toy_learner(n_valid=0, path=tmp_path, cbs=ll.SaveModelCallback(every_epoch=True)))
+    learn = toy_learner(n_valid=0, path=tmp_path, cbs=ll.SaveModelCallback(every_epoch=True))
     learn.fit(2)
     assert files(tmp_path) == ["model_0.pth", "model_1.pth"]
 
@@ -626,7 +604,7 @@ OF_STEPS = ["after_backward", "before_step", "after_step", "after_train"]
     ],
 )
 def test_trackers_keep_every_promise(make, kwargs):
-    check_callback(make, lambda: with_files(toy_learner(n_train=16, n_valid=8)), **kwargs)
+    check_callback(make, lambda: toy_learner(n_train=16, n_valid=8), **kwargs)
 
 
 @pytest.mark.parametrize(
