@@ -13,17 +13,18 @@ import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
 
+from learnloop.callbacks.data import augmenting
 from learnloop.callbacks.execution import ChannelsLast
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.precision import MixedPrecision
-from learnloop.callbacks.predictions import GatherPredsCallback
+from learnloop.callbacks.predictions import GatherPredsCallback, blended_preds
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.checkpoint import SAFETENSORS, load_model, save_model, weights_path
 from learnloop.data.batches import to_detach
-from learnloop.data.keyed import draw_seed
+from learnloop.data.keyed import draw_seed, preserved_randomness
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
 from learnloop.loop.callback import Callback, nearest
@@ -41,6 +42,7 @@ from learnloop.optim.groups import by_name, norm_bias_params, trainable_params, 
 from learnloop.optim.optimizer import NothingToTrain
 from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
+from learnloop.seeds import set_seed
 
 #: What a Learner takes where nothing is passed; change it to change every Learner made afterwards.
 defaults = SimpleNamespace(
@@ -401,6 +403,33 @@ class Learner(TrainingLoop):
         if with_decoded:
             found.append(None if preds is None else getattr(self.loss_func, "decodes", noop)(preds))
         return tuple([*found, parts["losses"]] if with_loss else found)
+
+    def tta(
+        self,
+        ds_idx: Any = 1,  # which loader of `dls`, read as by `get_preds`
+        dl: Any = None,  # another loader, or a list of batches
+        n: int = 4,  # augmented passes
+        item_tfms: Any = None,  # functions of one sample's input, run before `batch_tfms`
+        batch_tfms: Any = None,  # functions of a batch, as of BatchTransform; None: what the training augments with
+        beta: float | None = 0.25,  # weight of the predictions without augmentation; None: both, as a tuple
+        use_max: bool = False,  # the largest of all predictions, not a mean
+    ) -> tuple[Any, Any]:
+        """Predictions from augmented inputs and from plain ones, averaged, and the targets: test time augmentation.
+
+        `(1 - beta) * mean(augmented) + beta * plain`, after `loss_func.activation`. Every pass draws numbers of its
+        own; the training's are left alone, so that two calls give the same.
+        """
+        if n < 1:
+            raise ValueError(f"`n={n}`: pass a number of augmented passes, 1 or more; `get_preds` makes none.")
+        if isinstance(dl, Iterator):
+            raise TypeError("`tta` reads its loader several times, and `dl` is an iterator; pass `list(dl)`.")
+        augmented = []
+        with preserved_randomness(), augmenting(self.cbs, listed(item_tfms), listed(batch_tfms)) as cbs:
+            for _ in range(n):
+                set_seed(draw_seed())  # each run puts the generators back
+                augmented.append(self.get_preds(ds_idx, dl, cbs=cbs)[0])
+        preds, targets = self.get_preds(ds_idx, dl)
+        return blended_preds(augmented, preds, beta, use_max), targets
 
     def predict(
         self,

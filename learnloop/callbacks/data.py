@@ -1,8 +1,12 @@
 """What becomes of batches on their way into the model: transformed, resized, collected."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
 
+import torch
 from fastcore.foundation import L
 from torch import Tensor
 
@@ -41,6 +45,38 @@ class BatchTransform(Callback):
         for function in self.functions:
             x = function(x)
         learn.xb = (x, *others)
+
+
+@contextmanager
+def augmenting(
+    cbs: Any,  # a learner's callbacks
+    item_functions: list[Callable[[Tensor], Tensor]],  # of one sample's first input; run first
+    functions: list[Callable[[Tensor], Tensor]],  # of the first input of a batch
+) -> Iterator[list[Callback]]:
+    """A context in which predictions are of augmented inputs: by these functions, or as the training augments them.
+
+    It gives the callbacks that such a run needs beside the learner's own.
+    """
+    functions = [*(partial(each_sample, function=f) for f in item_functions), *functions]
+    own = [cb for cb in cbs if isinstance(cb, BatchTransform) and not cb.run_valid]
+    if not functions and not own:
+        raise ValueError(
+            "`tta` has nothing to augment with: pass functions of a batch, `batch_tfms=transforms.flip`, or train with "
+            "a BatchTransform."
+        )
+    chosen = [] if functions else own
+    try:
+        for cb in chosen:
+            cb.run_valid = True
+        yield [BatchTransform(*functions, valid=True)] if functions else []
+    finally:
+        for cb in chosen:
+            cb.run_valid = False
+
+
+def each_sample(x: Tensor, function: Callable[[Tensor], Tensor]) -> Tensor:
+    """A batch of what a function makes of each sample."""
+    return torch.stack([function(sample) for sample in x])
 
 
 class ProgressiveResize(Callback):
