@@ -1,19 +1,31 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
+from learnloop.callbacks.averaging import EMA, SWA
 from learnloop.callbacks.checkpoints import Checkpoint
+from learnloop.callbacks.data import BatchTransform, CollectDataCallback, ProgressiveResize
+from learnloop.callbacks.dropout import MCDropoutCallback
+from learnloop.callbacks.execution import ChannelsLast, Compile
+from learnloop.callbacks.freezing import BnFreeze, FreezeUntil, bn_types, set_bn_eval
+from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
+from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.nan import TerminateOnNaNCallback
+from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.schedule_free import ScheduleFreeCallback
+from learnloop.callbacks.trackers import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from learnloop.checkpoint import FileDamaged, load_model, save_model
-from learnloop.data import datasets
+from learnloop.data import datasets, transforms
 from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, to_detach, to_device, to_float, to_half
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
 from learnloop.export import load_learner
+from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import (
@@ -152,7 +164,10 @@ from learnloop.sklearn_scores import (
 )
 
 __all__ = [
+    "EMA",
     "SGD",
+    "SWA",
+    "AMPMode",
     "APScoreBinary",
     "APScoreMulti",
     "AccumMetric",
@@ -165,6 +180,8 @@ __all__ = [
     "BCEWithLogitsLossFlat",
     "BalancedAccuracy",
     "BaseLoss",
+    "BatchTransform",
+    "BnFreeze",
     "BrierScore",
     "BrierScoreMulti",
     "Callback",
@@ -176,14 +193,19 @@ __all__ = [
     "CancelStepException",
     "CancelTrainException",
     "CancelValidException",
+    "ChannelsLast",
     "Checkpoint",
     "CohenKappa",
+    "CollectDataCallback",
+    "Compile",
     "CorpusBLEUMetric",
     "CrossEntropyLossFlat",
+    "CutMix",
     "DataLoaders",
     "Dice",
     "DiceLoss",
     "DiceMulti",
+    "EarlyStoppingCallback",
     "ExplainedVariance",
     "F1Score",
     "F1ScoreMulti",
@@ -193,9 +215,14 @@ __all__ = [
     "FileDamaged",
     "FocalLoss",
     "FocalLossFlat",
+    "FreezeUntil",
     "GatherPredsCallback",
+    "GradientAccumulation",
+    "GradientClip",
     "HammingLoss",
     "HammingLossMulti",
+    "Hook",
+    "Hooks",
     "Jaccard",
     "JaccardCoeff",
     "JaccardCoeffMulti",
@@ -211,21 +238,27 @@ __all__ = [
     "Lookahead",
     "LossMetric",
     "LossMetrics",
+    "MCDropoutCallback",
     "MSELossFlat",
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "MixHandler",
+    "MixUp",
+    "MixedPrecision",
     "Muon",
     "NoneReduce",
     "OptimWrapper",
     "Optimizer",
     "OrderingError",
+    "OverfitBatch",
     "ParamScheduler",
     "PearsonCorrCoef",
     "Perplexity",
     "Precision",
     "PrecisionMulti",
     "ProgressCallback",
+    "ProgressiveResize",
     "QHAdam",
     "R2Score",
     "RAdam",
@@ -233,21 +266,27 @@ __all__ = [
     "Recall",
     "RecallMulti",
     "Recorder",
+    "ReduceLROnPlateau",
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "SaveModelCallback",
     "SchedCos",
     "SchedExp",
     "SchedLin",
     "SchedNo",
     "SchedPoly",
     "ScheduleFreeCallback",
+    "ShortEpochCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",
     "TensorLoader",
+    "TerminateOnNaNCallback",
+    "TrackerCallback",
     "TrainEvalCallback",
     "ValueMetric",
+    "WeightedSampling",
     "accuracy",
     "accuracy_multi",
     "adam_step",
@@ -256,6 +295,7 @@ __all__ = [
     "average_sqr_grad",
     "before_batch_cb",
     "bn_bias_params",
+    "bn_types",
     "by_name",
     "combine_scheds",
     "combined_cos",
@@ -272,6 +312,8 @@ __all__ = [
     "foreground_acc",
     "get_model",
     "has_params",
+    "hook_output",
+    "hook_outputs",
     "l2_reg",
     "lamb_step",
     "larc_layer_lr",
@@ -302,6 +344,7 @@ __all__ = [
     "sched_exp",
     "sched_lin",
     "sched_no",
+    "set_bn_eval",
     "set_seed",
     "sgd_step",
     "skm_to_fastai",
@@ -319,6 +362,7 @@ __all__ = [
     "top_k_accuracy",
     "total_params",
     "trainable_params",
+    "transforms",
     "unreduced",
     "valley",
     "warmup_stable_decay",

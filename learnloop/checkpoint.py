@@ -253,10 +253,11 @@ def load_model(
     with_opt: bool | None = None,  # True: the optimizer's state must be there and fit; None: if so, else warn
     device: Device = None,  # where tensors are put while they are read; None: host memory
     strict: bool = True,  # False: names that only one side has are left out
-) -> None:
+) -> bool:
     """Reads weights and the state of an optimizer into `model` and `opt`, which stay on their devices.
 
-    ValueError that names keys and shapes where they do not fit; then neither has changed.
+    Returns whether there was such a state, and it fitted. ValueError that names keys and shapes where they do not fit;
+    then neither has changed.
     """
     path = Path(file)
     weights, opt_state = _read(path, device)
@@ -266,7 +267,8 @@ def load_model(
     with _put_back_on_error(model):
         _put_weights(get_model(model), weights, strict, path)
         if with_opt is not False and path.suffix != SAFETENSORS:
-            _put_opt(opt, opt_state, path, bool(with_opt))
+            return _put_opt(opt, opt_state, path, bool(with_opt))
+    return False
 
 
 def model_state(model: Any) -> Any:
@@ -385,12 +387,12 @@ def _shortened(names: list[str]) -> str:
     return ", ".join(names[:SHOWN]) + more
 
 
-def _put_opt(opt: Any, state: Any, path: Path, must: bool) -> None:
+def _put_opt(opt: Any, state: Any, path: Path, must: bool) -> bool:
     if opt is None:
-        return
+        return False
     if state is None:
         warnings.warn(f"`{path}` holds no state of an optimizer: the weights alone were loaded.", stacklevel=4)
-        return
+        return False
     try:
         opt.load_state_dict(state)
     except Exception as error:
@@ -399,6 +401,8 @@ def _put_opt(opt: Any, state: Any, path: Path, must: bool) -> None:
                 f"the optimizer's state in `{path}` does not fit, and nothing was loaded: {error}"
             ) from error
         warnings.warn(f"the optimizer's state in `{path}` does not fit and was left out: {error}", stacklevel=4)
+        return False
+    return True
 
 
 # safetensors, which holds tensors and strings and cannot hold code

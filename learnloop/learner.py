@@ -15,15 +15,18 @@ from fastcore.basics import noop
 from fastcore.foundation import L
 
 from learnloop.callbacks.checkpoints import stored_for
+from learnloop.callbacks.data import augmenting
+from learnloop.callbacks.execution import ChannelsLast
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, rules_by_name, suggested
 from learnloop.callbacks.modes import TrainEvalCallback
-from learnloop.callbacks.predictions import GatherPredsCallback
+from learnloop.callbacks.precision import MixedPrecision
+from learnloop.callbacks.predictions import GatherPredsCallback, blended_preds
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.checkpoint import SAFETENSORS, load_model, save_model, weights_path
 from learnloop.data.batches import to_detach
-from learnloop.data.keyed import draw_seed
+from learnloop.data.keyed import draw_seed, preserved_randomness
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
 from learnloop.loop.callback import Callback, nearest
@@ -41,6 +44,7 @@ from learnloop.optim.groups import by_name, norm_bias_params, trainable_params, 
 from learnloop.optim.optimizer import NothingToTrain
 from learnloop.optim.schedules import cos_restarts, cycle_lengths, flat_cos, one_cycle
 from learnloop.optim.wrapper import OptimWrapper
+from learnloop.seeds import set_seed
 from learnloop.stored import Stored
 from learnloop.verify import ResumeReport, verify
 
@@ -469,6 +473,33 @@ class Learner(TrainingLoop):
             found.append(None if preds is None else getattr(self.loss_func, "decodes", noop)(preds))
         return tuple([*found, parts["losses"]] if with_loss else found)
 
+    def tta(
+        self,
+        ds_idx: Any = 1,  # which loader of `dls`, read as by `get_preds`
+        dl: Any = None,  # another loader, or a list of batches
+        n: int = 4,  # augmented passes
+        item_tfms: Any = None,  # functions of one sample's input, run before `batch_tfms`
+        batch_tfms: Any = None,  # functions of a batch, as of BatchTransform; None: what the training augments with
+        beta: float | None = 0.25,  # weight of the predictions without augmentation; None: both, as a tuple
+        use_max: bool = False,  # the largest of all predictions, not a mean
+    ) -> tuple[Any, Any]:
+        """Predictions from augmented inputs and from plain ones, averaged, and the targets: test time augmentation.
+
+        `(1 - beta) * mean(augmented) + beta * plain`, after `loss_func.activation`. Every pass draws numbers of its
+        own; the training's are left alone, so that two calls give the same.
+        """
+        if n < 1:
+            raise ValueError(f"`n={n}`: pass a number of augmented passes, 1 or more; `get_preds` makes none.")
+        if isinstance(dl, Iterator):
+            raise TypeError("`tta` reads its loader several times, and `dl` is an iterator; pass `list(dl)`.")
+        augmented = []
+        with preserved_randomness(), augmenting(self.cbs, listed(item_tfms), listed(batch_tfms)) as cbs:
+            for _ in range(n):
+                set_seed(draw_seed())  # each run puts the generators back
+                augmented.append(self.get_preds(ds_idx, dl, cbs=cbs)[0])
+        preds, targets = self.get_preds(ds_idx, dl)
+        return blended_preds(augmented, preds, beta, use_max), targets
+
     def predict(
         self,
         item: Any,  # one sample's input, as the dataset gives it; a tuple of several inputs, or a mapping
@@ -587,10 +618,12 @@ class Learner(TrainingLoop):
         try:
             if former is None and with_opt is not False and path.suffix != SAFETENSORS:
                 self.create_opt()
-            load_model(path, self.model, self.opt, with_opt, device, strict)
+            has_opt = load_model(path, self.model, self.opt, with_opt, device, strict)
         except BaseException:
             self.opt = former
             raise
+        for cb in self.cbs:
+            cb.weights_loaded(has_opt)
         return self
 
     def export(
@@ -610,6 +643,38 @@ class Learner(TrainingLoop):
         TypeError that names what cannot be stored. The learner stays as it is.
         """
         return export(self, fname, format, example, pickle_module, pickle_protocol)
+
+    # Precision
+
+    def to_fp16(self, **kwargs: Any) -> "Learner":
+        """Trains in float16 mixed precision; `kwargs` of `MixedPrecision`: init_scale, growth_interval, …"""
+        return self.to_fp32().add_cb(MixedPrecision("fp16", **kwargs))
+
+    def to_bf16(self) -> "Learner":
+        """Trains in bfloat16 mixed precision."""
+        return self.to_fp32().add_cb(MixedPrecision("bf16"))
+
+    def to_fp32(self) -> "Learner":
+        """Trains in float32 again."""
+        return self.remove_cb(MixedPrecision)
+
+    # Execution
+
+    def to_channelslast(self, use_amp: bool = True, amp_mode: Any = "fp16", **kwargs: Any) -> "Learner":
+        """Keeps weights of images' layers with channels last in memory, unless `use_amp=False` in mixed precision.
+
+        `kwargs` are those of `MixedPrecision`; one that is there already stays.
+        """
+        if not self._grab_cbs(ChannelsLast):
+            self.add_cb(ChannelsLast())
+        if use_amp and not self._grab_cbs(MixedPrecision):
+            self.add_cb(MixedPrecision(amp_mode, **kwargs))
+        return self
+
+    def to_contiguous(self, to_fp32: bool = False) -> "Learner":
+        """Keeps weights in torch's usual order again; with `to_fp32` trains in float32 again, too."""
+        self.model.to(memory_format=torch.contiguous_format)
+        return self.remove_cbs([ChannelsLast, MixedPrecision] if to_fp32 else ChannelsLast)
 
     # Showing
 

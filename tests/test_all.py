@@ -53,13 +53,9 @@ METHODS = {
 }
 
 #: Those that the library does not have yet. Take a name out when it comes.
-TO_COME = """CollectDataCallback
-    TrackerCallback EarlyStoppingCallback SaveModelCallback ReduceLROnPlateau TerminateOnNaNCallback
-    GradientAccumulation GradientClip ShortEpochCallback BnFreeze set_bn_eval bn_types
-    MCDropoutCallback MixedPrecision AMPMode
-    CSVLogger ShowGraphCallback ModelResetter RNNCallback RNNRegularizer rnn_cbs MixUp CutMix MixHandler
-    Hook Hooks hook_output hook_outputs HookCallback ActivationStats layer_info model_sizes num_features_model"""
-METHODS_TO_COME = "to_fp16 to_bf16 to_fp32 to_channelslast to_contiguous summary"
+TO_COME = """CSVLogger ShowGraphCallback ModelResetter RNNCallback RNNRegularizer rnn_cbs
+    HookCallback ActivationStats layer_info model_sizes num_features_model"""
+METHODS_TO_COME = "summary"
 
 
 def missing_methods():

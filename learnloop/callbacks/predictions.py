@@ -144,6 +144,30 @@ class FetchPredsCallback(Callback):
             )
 
 
+def blended_preds(
+    augmented: list[Any],  # one for each augmented pass: tensors, or structures of them
+    plain: Any,  # without augmentation
+    beta: float | None,  # the weight of `plain`; None: both, as a tuple
+    use_max: bool,  # the largest of all, not a mean
+) -> Any:
+    """One prediction out of several of the same samples."""
+    if use_max:
+        return combined(lambda *preds: torch.stack(preds).amax(0), plain, *augmented)
+    mean = combined(lambda *preds: torch.stack(preds).mean(0), *augmented)
+    return (mean, plain) if beta is None else combined(lambda a, b: torch.lerp(a, b, beta), mean, plain)
+
+
+def combined(function: Any, *values: Any) -> Any:
+    """What a function of several tensors makes of each place of several structures that are alike."""
+    first = values[0]
+    if isinstance(first, Tensor):
+        return function(*values)
+    if isinstance(first, dict):
+        return type(first)({key: combined(function, *(v[key] for v in values)) for key in first})
+    parts = [combined(function, *places) for places in zip(*values, strict=True)]
+    return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+
+
 def _folder(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 

@@ -4,6 +4,7 @@ import functools
 import types
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
@@ -120,6 +121,16 @@ class Callback:
         """Puts back what `state_dict` returned."""
         for name, value in state.items():
             object.__setattr__(self, name, value)
+
+    def trained_weights(self) -> AbstractContextManager[Any]:
+        """A context in which the model has the weights that are trained: for who puts others in for a while."""
+        return nullcontext()
+
+    def weights_loaded(self, with_opt: bool) -> None:
+        """Called when weights were loaded into the model, the optimizer's state too if `with_opt`.
+
+        For who keeps something that belonged to the former ones.
+        """
 
 
 def _set_in_tables(cb: Callback, name: str, change: Callable[[], None]) -> None:

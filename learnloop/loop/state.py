@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor, nn
 
-from learnloop.data.keyed import preserved_randomness, random_states, set_random_states
+from learnloop.data.keyed import draw_seed, preserved_randomness, random_states, set_random_states
 
 VERSION = 1
 #: The loop's numbers that a resume brings back.
@@ -20,7 +20,7 @@ COUNTERS = ("train_iter", "opt_iter", "pct_train", "n_epoch", "n_step", "valid_e
 ASIDE = (
     *("dl", "dl_name", "iter", "n_iter", "epoch", "n_epoch", "n_step", "training", "task", "batch", "xb", "yb", "pred"),
     *("final_record", "stepped", "_loss", "_loss_grad", "_raw_loss", "_last_loss", "_output_loss", "_device"),
-    *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random"),
+    *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random", "_seeds_drawn"),
 )
 _KIND = "__kind__"
 #: What every state has.
@@ -156,6 +156,13 @@ def _bits(tensor: Tensor) -> Tensor:
 
 def capture(learn: Any) -> dict[str, Any]:
     """Everything a run is, as plain data in host memory; `restore` puts it back."""
+    with ExitStack() as stack:
+        for cb in reversed(learn.cbs):  # those that put in other weights last take them out first
+            stack.enter_context(cb.trained_weights())
+        return _captured(learn)
+
+
+def _captured(learn: Any) -> dict[str, Any]:
     return {
         "version": VERSION,
         "model": plain(_model_state(learn.model), "the model's state"),
@@ -320,15 +327,22 @@ def _parameters(model: Any) -> Iterator[nn.Parameter]:
 
 @contextmanager
 def set_aside(learn: Any) -> Iterator[None]:
-    """The loop's numbers, the model's mode module by module and the random generators, put back also after an error."""
+    """The loop's numbers, the model's mode module by module and the random generators, put back also after an error.
+
+    What drew a seed on purpose (`_seeds_drawn`) moves the global generator of torch all the same.
+    """
     attributes = {n: learn.__dict__[n] for n in ASIDE if n in learn.__dict__}
     modes = [(m, m.training) for m in _modules(learn.model)]
+    learn._seeds_drawn = n_drawn = 0
     with preserved_randomness():
         try:
             yield
         finally:
+            n_drawn = learn._seeds_drawn
             for name in ASIDE:
                 learn.__dict__.pop(name, None)
             learn.__dict__.update(attributes)
             for module, training in modes:
                 module.training = training
+    for _ in range(n_drawn):
+        draw_seed()

@@ -58,6 +58,7 @@ class TrainingLoop(CurrentBatch):
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
     _depth: int  # runs nested in the active one
+    _seeds_drawn: int = 0  # in a run beside the training, which moves the global stream by so many draws at its end
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
     _due: list[Callable[[], Any]]  # what waits for a place from which a fit can go on
 

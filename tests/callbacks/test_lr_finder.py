@@ -44,15 +44,6 @@ def no_figures_left():
     plt.close("all")
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """These tensors are tiny, and threads that wait for each other take most of the time."""
-    n = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(n)
-
-
 # What losses suggest
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from learnloop import (
+    BatchTransform,
     Callback,
     CancelBatchException,
     CancelFitException,
@@ -350,3 +351,157 @@ def test_fetching_does_not_change_the_training_or_its_record():
 @pytest.mark.parametrize("make", [GatherPredsCallback, FetchPredsCallback])
 def test_they_keep_every_promise_of_a_callback(make):
     check_callback(make)
+
+
+# Test time augmentation
+
+
+class Growing:
+    """An augmentation that is known: 2 x + 1 in the first pass of three batches, 3 x + 1 in the second."""
+
+    def __init__(self):
+        self.calls = 0
+
+    def __call__(self, x):
+        factor = 2 + self.calls // 3
+        self.calls += 1
+        return x * factor + 1
+
+
+def of_fastai(*cbs, **kwargs):
+    """A learner whose predictions fastai 2.8.12 gave, with the same augmentation in an `after_batch` transform."""
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        model.weight.copy_(torch.arange(12).view(3, 4) / 10)
+        model.bias.zero_()
+    x, y = torch.linspace(-1, 1, 40).view(10, 4), torch.arange(10) % 3
+    dls = DataLoaders(*(TensorLoader(x, y, bs=4) for _ in range(2)), device="cpu")
+    return Learner(dls, model, CrossEntropyLossFlat(), cbs=cbs, default_cbs=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "expected"),
+    [
+        ({}, [0.8312317728996277, 0.13848577439785004, 0.03028245083987713]),
+        ({"beta": 0.6}, [0.807770848274231, 0.1570766717195511, 0.03515247628092766]),
+        ({"use_max": True}, [0.9412254691123962, 0.1949114203453064, 0.050334930419921875]),
+    ],
+)
+def test_augmented_and_plain_predictions_are_put_together_as_fastai_does(kwargs, expected):
+    preds, targets = of_fastai(BatchTransform(Growing())).tta(n=2, **kwargs)
+    assert preds[0].tolist() == pytest.approx(expected, abs=1e-6)  # fastai's
+    assert preds.shape == (10, 3)
+    assert targets.tolist() == [i % 3 for i in range(10)]
+
+
+def test_without_beta_both_are_there_as_in_fastai():
+    (augmented, plain), _ = of_fastai(BatchTransform(Growing())).tta(n=2, beta=None)
+    assert augmented[0].tolist() == pytest.approx([0.847989559173584, 0.12520655989646912, 0.0268038623], abs=1e-6)
+    assert plain[0].tolist() == pytest.approx([0.780958354473114, 0.1783234179019928, 0.0407182164], abs=1e-6)
+
+
+def test_functions_that_are_given_take_the_place_of_those_of_the_training():
+    preds, _ = of_fastai(BatchTransform(lambda x: x * 0)).tta(n=2, batch_tfms=Growing(), beta=0)
+    assert preds[0].tolist() == pytest.approx([0.847989559173584, 0.12520655989646912, 0.0268038623], abs=1e-6)
+
+
+def test_functions_of_one_sample_run_before_those_of_a_batch():
+    shapes = []
+
+    def each(x):
+        shapes.append(tuple(x.shape))
+        return x * 2
+
+    given, _ = of_fastai().tta(n=1, item_tfms=each, batch_tfms=[lambda x: x + 1], beta=0)
+    same, _ = of_fastai().tta(n=1, batch_tfms=lambda x: x * 2 + 1, beta=0)
+    assert shapes == [(4,)] * 10
+    assert given.tolist() == same.tolist()
+
+
+def test_what_validation_needs_runs_in_every_pass():
+    always = BatchTransform(lambda x: x * 2, valid=True)
+    preds, _ = of_fastai(always, BatchTransform(lambda x: x + 1)).tta(n=1, beta=0)
+    same, _ = of_fastai().tta(n=1, batch_tfms=lambda x: x * 2 + 1, beta=0)
+    assert preds.tolist() == same.tolist()
+    plain, _ = of_fastai(always, BatchTransform(lambda x: x + 1)).tta(n=1, beta=1)
+    assert plain.tolist() == of_fastai(always).get_preds()[0].tolist()
+
+
+def with_noise():
+    return of_fastai(BatchTransform(lambda x: x + torch.rand_like(x)))
+
+
+def test_every_pass_draws_numbers_of_its_own():
+    learn = with_noise()
+    torch.manual_seed(0)
+    one, several = (learn.tta(n=n, beta=0)[0] for n in (1, 4))
+    assert not torch.allclose(one, several, atol=1e-4)
+
+
+def test_the_randomness_of_a_training_is_left_alone_so_two_calls_give_the_same():
+    learn = with_noise()
+    before = torch.get_rng_state()
+    first, second = learn.tta()[0], learn.tta()[0]
+    assert torch.equal(torch.get_rng_state(), before)
+    assert torch.equal(first, second)
+
+
+def test_afterwards_the_training_alone_augments_again():
+    learn = of_fastai(BatchTransform(Growing()))
+    learn.tta()
+    assert not learn.batch_transform.run_valid
+    assert [type(cb) for cb in learn.cbs] == [BatchTransform]
+    assert torch.equal(learn.get_preds()[0], of_fastai().get_preds()[0])
+
+
+def test_an_error_in_a_pass_leaves_the_learner_as_it_was():
+    learn = of_fastai(BatchTransform(raising(RuntimeError("no"))))
+    with pytest.raises(RuntimeError, match="no"):
+        learn.tta()
+    assert not learn.batch_transform.run_valid
+    assert torch.equal(learn.get_preds()[0], of_fastai().get_preds()[0])
+
+
+def test_the_training_set_is_read_in_its_order_in_every_pass():
+    learn = classifier(cbs=BatchTransform(lambda x: x))
+    preds, targets = learn.tta(ds_idx=0, n=2)
+    plain, _ = learn.get_preds(ds_idx=0)
+    assert preds.tolist() == pytest.approx(plain, abs=1e-6)
+    assert targets.tolist() == Y.tolist()
+
+
+def test_another_loader_and_a_list_of_batches_do_too():
+    learn = of_fastai(BatchTransform(Growing()))
+    (_, plain), targets = learn.tta(dl=[(X[:4], Y[:4]), (X[4:7], Y[4:7])], beta=None)
+    assert torch.equal(plain, learn.get_preds(dl=[(X[:7], Y[:7])])[0])
+    assert targets.tolist() == Y[:7].tolist()
+
+
+@pytest.mark.parametrize("use_max", [False, True])
+def test_outputs_of_any_structure_are_put_together_place_by_place(use_max):
+    class Two(nn.Module):
+        def forward(self, x):
+            return {"sum": x.sum(1), "both": (x, -x)}
+
+    x = torch.arange(8.0).view(4, 2)
+    learn = Learner(DataLoaders([(x,)], [(x,)]), Two(), None, default_cbs=False)
+    preds, targets = learn.tta(n=1, batch_tfms=lambda x: x + 1, beta=0.5, use_max=use_max)
+    more = 1 if use_max else 0.5
+    assert targets is None
+    assert torch.equal(preds["sum"], x.sum(1) + 2 * more)
+    assert torch.equal(preds["both"][0], x + more)
+    assert torch.equal(preds["both"][1], -x - (0 if use_max else 0.5))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "error", "message"),
+    [
+        ({}, ValueError, r"`tta` has nothing to augment with: pass functions of a batch, `batch_tfms=transforms.flip`"),
+        ({"n": 0, "batch_tfms": torch.neg}, ValueError, r"`n=0`: pass a number of augmented passes, 1 or more"),
+        ({"dl": iter([]), "batch_tfms": torch.neg}, TypeError, r"reads its loader several times, and `dl` is an iter"),
+        ({"batch_tfms": 3}, TypeError, r"`3` is no function; pass functions of a batch"),
+    ],
+)
+def test_augmentation_that_cannot_be_is_refused(kwargs, error, message):
+    with pytest.raises(error, match=message):
+        of_fastai().tta(**kwargs)

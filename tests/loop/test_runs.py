@@ -297,6 +297,14 @@ def test_a_nested_run_puts_the_loops_state_back(event_name, fails):
     assert len(learn.cbs) == 3 and learn.train_iter == 2
 
 
+def test_a_nested_run_leaves_no_attribute_behind():
+    learn = learner(Once("after_batch", lambda cb: cb.learn.validate()))
+    plain = learner()
+    plain.fit(1)
+    learn.fit(1)
+    assert {*vars(learn)} - {*vars(plain)} == {"once"}
+
+
 def test_a_nested_run_leaves_gradients_of_the_batch_alone():
     """It begins between backward and step."""
     learn = learner(nested_at("after_backward"))

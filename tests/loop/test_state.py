@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -239,6 +240,44 @@ def test_loading_makes_the_optimizer_where_there_is_none_yet():
     other = learner(opt_func=Adam, default_cbs=True)
     other.load_state_dict(state)
     assert repr(other.opt.state_dict()) == repr(unplain(state["opt"]))
+
+
+class Zeros(Callback):
+    """Validates with a model of zeros."""
+
+    former = None
+
+    def before_validate(self):
+        self.former = [p.detach().clone() for p in self.learn.model.parameters()]
+        self.write([torch.zeros_like(p) for p in self.former])
+
+    def cleanup_validate(self):
+        self.write(self.former)
+        self.former = None
+
+    @contextmanager
+    def trained_weights(self):
+        inside = [p.detach().clone() for p in self.learn.model.parameters()]
+        self.write(self.former or inside)
+        yield
+        self.write(inside)
+
+    def write(self, values):
+        for p, value in zip(self.learn.model.parameters(), values, strict=True):
+            p.data.copy_(value)
+
+
+def test_a_state_holds_the_weights_that_are_trained_while_a_callback_has_put_in_others():
+    states, inside = [], []
+
+    def take(cb):
+        states.append(cb.learn.state_dict()["model"])
+        inside.append(weights(cb.learn).tolist())
+
+    learn = learner([Zeros(), Callback(after_validate=take)])
+    learn.fit(1)
+    assert inside == [[0.0, 0.0]]
+    assert [t.tolist() for t in states[0].values()] == [t.tolist() for t in learn.model.state_dict().values()]
 
 
 # What is refused, and leaves everything as it was

@@ -1,0 +1,205 @@
+"""What each callback costs, in µs per training batch: the same loop with it and without, one after the other.
+
+A round runs every pair once, in random order; what is given are medians over the rounds, and the quartiles of the
+paired ratios. The network is that of overhead.py, so small that nothing hides a callback. Time is CPU time of the one
+thread that computes.
+"""
+
+import argparse
+import contextlib
+import io
+import json
+import os
+import platform
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import overhead
+import torch
+from overhead import BS, LR, N_BATCHES, Batches, Comparison, Loop, Row
+from torch import nn
+
+import learnloop as ll
+
+RESULTS = Path(__file__).parent / "results"
+
+#: Callbacks that take arguments, or that are worth more than one row. All others of the package are made without.
+MAKERS: dict[str, Callable[[], Any]] = {
+    "ParamScheduler, one hyper": lambda: ll.ParamScheduler({"lr": ll.SchedCos(LR, LR / 10)}),
+    "GradientAccumulation(64), a step per batch": lambda: ll.GradientAccumulation(BS),
+    "GradientAccumulation(256), a step per 4 batches": lambda: ll.GradientAccumulation(4 * BS),
+    "MixedPrecision('bf16')": lambda: ll.MixedPrecision("bf16"),
+    "MixedPrecision('fp16')": lambda: ll.MixedPrecision("fp16", init_scale=1024.0),
+    "EMA()": lambda: ll.EMA(),
+    "SWA(0, every=1)": lambda: ll.SWA(0, every=1),
+    "FreezeUntil(0)": lambda: ll.FreezeUntil(0, groups=slice(None)),
+}
+#: Those that every loop here has, or that are no callback to put on a learner by hand.
+LEFT_OUT = {"Callback", "TrainEvalCallback", "Recorder", "LRFinder", "MixHandler", "SkipToEpoch", "ShortEpochCallback"}
+
+
+class Images(nn.Module):
+    """The network on images of 10 pixels: for callbacks that want a height and a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.inner = overhead.network()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.inner(x.flatten(1))
+
+
+def image_batches(n: int = N_BATCHES) -> Batches:
+    return Batches((x.view(BS, 1, 2, 5), y) for x, y in overhead.make_batches(n))
+
+
+OF_IMAGES = {"CutMix"}
+
+
+def makers() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A name and a function for each row: those above, then every other callback that the package publishes."""
+    named = {name.partition("(")[0].partition(",")[0] for name in MAKERS}
+    yield from MAKERS.items()
+    for name in ll.__all__:
+        thing = getattr(ll, name)
+        if isinstance(thing, type) and issubclass(thing, ll.Callback) and name not in named | LEFT_OUT:
+            yield name, thing
+
+
+def loop_with(name: str, make: Callable[[], Any] | None, batches: Batches | None = None, path: str = ".") -> Loop:
+    """A fit of one epoch of plain SGD with one more callback, or none."""
+    if name in OF_IMAGES:
+        batches = image_batches() if batches is None else batches
+        model: nn.Module = Images()
+    else:
+        batches, model = overhead.make_batches() if batches is None else batches, overhead.network()
+    learn = overhead.quiet_learner(batches, cbs=None if make is None else make())
+    learn.model, learn.path = model, Path(path)
+    return Loop(name, partial(learn.fit, 1), batches)
+
+
+def by_hand(batches: Batches, mode: str) -> Loop:
+    """The hand-written loop under autocast: what of mixed precision is torch's own."""
+    model = overhead.network()
+    opt = torch.optim.SGD(model.parameters(), lr=LR)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, enabled=mode == "fp16")
+    dtype = torch.float16 if mode == "fp16" else torch.bfloat16
+
+    def run() -> None:
+        for x, y in batches:
+            with torch.autocast("cpu", dtype=dtype):
+                loss = overhead.loss_func(model(x).float(), y)
+            scaler.scale(loss).backward()
+            scaler.step(opt)
+            scaler.update()
+            opt.zero_grad()
+
+    return Loop(f"by hand, without learnloop: autocast in {mode}", run, batches)
+
+
+def comparisons(path: str, only: str = "") -> tuple[list[Comparison], dict[str, str]]:
+    """Every callback with the loop without it; and those that cannot run here, with the reason."""
+    bare = {is_image: loop_with("CutMix" if is_image else "", None) for is_image in (False, True)}
+    again = loop_with("nothing", None)._replace(name="the same loop again")
+    found, refused = [Comparison("train", again, bare[False])], {}
+    data = overhead.make_batches()
+    hand = overhead.hand_written(data)
+    found += [Comparison("train", by_hand(data, mode), hand) for mode in ("bf16", "fp16")]
+    for name, make in makers():
+        if only not in name:
+            continue
+        try:
+            with_it = loop_with(name, make, path=path)
+            with_it.run()
+        except Exception as error:  # it needs something that is not here
+            refused[name] = f"{type(error).__name__}: {str(error)[:80]}"
+            continue
+        found.append(Comparison("train", with_it, bare[name in OF_IMAGES]))
+    return found, refused
+
+
+def host_reads(name: str, path: str) -> float:
+    """Tensors that a callback brings to the host, per batch."""
+    make = dict(makers()).get(name)
+    if name.startswith("by hand"):
+        return overhead.host_reads(partial(by_hand, mode=name[-4:]))
+    made = image_batches if name in OF_IMAGES else overhead.make_batches
+    counts = []
+    for n in (30, 10):
+        with overhead.HostReads() as reads:
+            loop_with(name, make, made(n), path).run()
+        counts.append(reads.count)
+    return (counts[0] - counts[1]) / 20
+
+
+def report(rounds: int, only: str = "") -> dict[str, Any]:
+    """Everything that is measured, as plain data."""
+    with tempfile.TemporaryDirectory() as folder, quiet():
+        todo, refused = comparisons(folder, only)
+        rows = overhead.measure(todo, rounds)
+        reads = {row.name: host_reads(row.name, folder) for row in rows}
+    return {
+        "date": date.today().isoformat(),
+        "cpu": f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}, 1 thread used",
+        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "rounds": rounds,
+        "rows": [{**asdict(row), "host_reads": reads[row.name]} for row in rows],
+        "not measured": refused,
+    }
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Nothing is shown while callbacks run: some print, some warn."""
+    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The report as one table."""
+    names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
+    lines = ["# What callbacks cost", "", f"{found['date']}; {found['cpu']}; {names}; {found['rounds']} rounds.", ""]
+    lines += ["| with | µs over | ratio | quartiles | brought to the host |", "|---|---:|---:|---:|---:|"]
+    for row in found["rows"]:
+        reads = row.pop("host_reads")
+        numbers = Row(**row)
+        row["host_reads"] = reads
+        quartiles = f"{numbers.quartiles[0]:.2f} to {numbers.quartiles[1]:.2f}"
+        lines.append(f"| {numbers.name} | {numbers.over:.1f} | {numbers.ratio:.3f} | {quartiles} | {reads:g} |")
+    if found["not measured"]:
+        lines += ["", "Not measured: " + "; ".join(f"{n} ({why})" for n, why in found["not measured"].items())]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    options = _options()
+    torch.set_num_threads(1)
+    found = report(options.rounds or (20 if options.quick else 200), options.only)
+    page, data = as_markdown(found), json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    print(data if options.json else page, end="")
+    folder = options.out or (None if options.quick or options.only else RESULTS)
+    if folder is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "callbacks.md").write_text(page)
+        (folder / "callbacks.json").write_text(data)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Measures a training loop with each callback beside one without it.")
+    parser.add_argument("--rounds", type=int, metavar="N", help="200, or 20 with --quick")
+    parser.add_argument("--quick", action="store_true", help="few rounds, no files unless --out says where")
+    parser.add_argument("--only", default="", metavar="NAME", help="rows whose name has this in it; writes no files")
+    parser.add_argument("--json", action="store_true", help="print JSON, no table")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where callbacks.json and callbacks.md go")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
