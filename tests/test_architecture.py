@@ -37,7 +37,9 @@ FOLDERS = {
     "data": {"data"},
     "optim": {"optim"},
     "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"},
+    "callbacks": {
+        *("callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"),
+    },
     "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
 }
 
