@@ -45,6 +45,7 @@ class ResumeReport:
     n_batch: int  # batches that were compared, after the stop
     stopped_at: int  # the batch before which it was stopped
     process: str  # where the second part ran
+    compared: list[str]  # kinds of checksums
     differs: dict[str, int] = field(default_factory=dict)  # what is another -> from which batch on
 
     def __bool__(self) -> bool:
@@ -53,7 +54,7 @@ class ResumeReport:
     def __str__(self) -> str:
         where = f"stopped before batch {self.stopped_at} and resumed in {self.process}"
         if self:
-            return f"{where}: {self.n_batch} batches repeated bit for bit (indices, batches, losses, weights)"
+            return f"{where}: {self.n_batch} batches repeated bit for bit ({', '.join(self.compared)})"
         what, batch = next(iter(self.differs.items()))
         also = [name for name in self.differs if name != what]
         then = f" ({', '.join(also)} follow)" if also else ""
@@ -116,7 +117,8 @@ def verify(learn: Any, n_batch: int, stop: int, cbs: Any) -> ResumeReport:
             second = _trained(copied, n_batch, None, _state_of(first, stop))
             process = f"this process (a fresh one could not make the learner: {reason})"
     differs = _differences(first.sums, second.sums, stop)
-    return ResumeReport(sum(n >= stop for n in first.sums["losses"]), stop, process, differs)
+    compared = [name for name, sums in first.sums.items() if sums]
+    return ResumeReport(sum(n >= stop for n in first.sums["losses"]), stop, process, compared, differs)
 
 
 def _differences(first: dict[str, dict[int, int]], second: dict[str, dict[int, int]], stop: int) -> dict[str, int]:

@@ -168,6 +168,11 @@ def test_a_schedule_is_part_of_it():
     assert here(learner(), cbs=ParamScheduler({"lr": SchedCos(0.1, 0.0)}))
 
 
+def test_the_indices_are_compared_where_the_loader_is_of_torch():
+    assert here(learner()).compared == ["indices", "batches", "losses", "weights"]
+    assert here(toy_learner(n_train=16)).compared == ["batches", "losses", "weights"]
+
+
 # What cannot
 
 

@@ -18,14 +18,16 @@ from learnloop.data.keyed import mix
 _LINE = struct.Struct("<qIII")  # training batches done, then what `Line` has: 32 bits of each
 _HEAD = 16  # bytes before the first line
 _MT_WORDS = 625  # of the Mersenne Twister: its 624 numbers, and which of them comes next
-_WAITING = 64  # lines whose losses are on an accelerator, and are brought to the host together
+#: Lines are made and written so many at a time, and the generators looked at as often: between two batches of a network
+#: the cache is cold, and all this would take four times as long. On an accelerator it also waits for the device.
+AT_ONCE, AT_ONCE_AWAY = 8, 64
 
 
 class Line(NamedTuple):
     """Checksums of what a batch was."""
 
     place: int  # in the data
-    random: int  # states of the generators
+    random: int  # states of the generators, in every so manyth batch; 0 in the others
     loss: int
 
 
@@ -33,7 +35,7 @@ _WHAT = Line("the place in the data", "a random state", "the loss")  # type: ign
 
 
 class Journal:
-    """One line of 20 bytes per training batch, in a file that a killed process leaves behind complete.
+    """One line of 20 bytes per training batch, in a file of which a killed process leaves all but the last few.
 
     Its first 16 bytes name the run. Where writing fails, a warning says so and the journal ends: it only verifies.
     """
@@ -44,7 +46,7 @@ class Journal:
         self.repeated = 0  # lines that came again as they were
         self.differs = False
         self._known = start  # the last batch with a line in the file
-        self._waiting: list[tuple[int, int, int, Any]] = []
+        self._waiting: list[tuple[int, tuple[int, ...], int, Any]] = []
         self._file: int | None = None
 
     def open(self) -> "Journal":
@@ -83,17 +85,23 @@ class Journal:
 
     def note(self, learn: Any) -> None:
         """A line for the batch that was just done."""
+        n, loss = learn.train_iter, learn._finished_loss()
         place = learn._passes.used if learn._passes is not None else (learn.epoch, learn._batches_done)
-        at, loss = mix(learn._data_seed, *place) & 0xFFFFFFFF, learn._finished_loss()
-        self._waiting.append((learn.train_iter, at, random_checksum(), loss))
-        if not isinstance(loss, Tensor) or loss.device.type == "cpu" or len(self._waiting) >= _WAITING:
-            self.flush()
+        states = 0 if n % AT_ONCE else random_checksum()
+        self._waiting.append((n, (learn._data_seed, *place), states, loss))
+        if len(self._waiting) >= AT_ONCE:
+            is_away = isinstance(loss, Tensor) and loss.device.type != "cpu"
+            if not is_away or len(self._waiting) >= AT_ONCE_AWAY:
+                self.flush()
 
     def flush(self) -> None:
         """Writes the lines that wait, and compares those that were noted before."""
         waiting, self._waiting = self._waiting, []
         losses = _on_host([loss for *_, loss in waiting])
-        lines = [(n, Line(at, state, _bits(x))) for (n, at, state, _), x in zip(waiting, losses, strict=True)]
+        lines = [
+            (n, Line(mix(*place) & 0xFFFFFFFF, states, _bits(loss)))
+            for (n, place, states, _), loss in zip(waiting, losses, strict=True)
+        ]
         for n, line in lines:
             if n in self.expected:
                 self._compare(n, self.expected.pop(n), line)

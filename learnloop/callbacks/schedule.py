@@ -30,9 +30,10 @@ class ParamScheduler(Callback):
         self.scheds = scheds
 
     def identity(self) -> dict[str, Any]:
-        """Eleven values of each schedule."""
+        """Ten values of each schedule; not the last, at which some are not defined and which no batch asks for."""
+        points = [i / 10 for i in range(10)]
         return {
-            f"schedule of `{n}`": [np.asarray(f(i / 10)).tolist() for i in range(11)] for n, f in self.scheds.items()
+            f"schedule of `{name}`": [_value(schedule, at) for at in points] for name, schedule in self.scheds.items()
         }
 
     def before_fit(self) -> None:
@@ -67,6 +68,14 @@ class ParamScheduler(Callback):
         recorder = self.learn.__dict__.get("recorder")
         if recorder is not None and "hps" in vars(self):
             recorder.hps.update(self.hps)
+
+
+def _value(schedule: Callable[[float], Any], at: float) -> Any:
+    """In plain numbers; None where it fails, which it will again where it acts."""
+    try:
+        return np.asarray(schedule(at)).tolist()
+    except Exception:
+        return None
 
 
 def _check_hypers(names: Iterable[str], opt: Any) -> None:

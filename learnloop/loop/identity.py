@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from learnloop.data.keyed import length
-from learnloop.loop.state import check_fits, plain, same
+from learnloop.loop.state import check_fits, plain, same, unplain
 
 _TITLES = {"samples": "samples for training", "batches": "training batches"}
 SHOWN = 5  # differences that an error lists
@@ -19,14 +19,19 @@ def identity(learn: Any, call: Any) -> dict[str, Any]:
         "n_step": call.n_step,
         "valid_every": call.stretch,
         "start_epoch": call.start_epoch,
-        "lr": learn.opt.per_group("lr", learn.lr if call.lr is None else call.lr),
-        "wd": learn.wd if call.wd is None else call.wd,
+        "lr": _spelled(learn.lr if call.lr is None else call.lr),
+        "wd": _spelled(learn.wd if call.wd is None else call.wd),
         "samples": None if dataset is None else length(dataset),
         "batches": length(train),
         "callbacks": sorted(type(cb).__name__ for cb in learn.cbs if not cb.reads_only),  # the others may come and go
         "settings": [[type(cb).__name__, settings] for cb in learn.cbs if (settings := cb.identity())],
     }
     return plain(found, "what identifies the fit")
+
+
+def _spelled(value: Any) -> Any:
+    """A hyper as it was written, in plain data."""
+    return ["slice", value.start, value.stop] if isinstance(value, slice) else value
 
 
 def check_same_fit(learn: Any, call: Any, state: dict[str, Any]) -> None:
@@ -49,16 +54,11 @@ def check_same_fit(learn: Any, call: Any, state: dict[str, Any]) -> None:
 
 def _number_differences(saved: dict[str, Any], here: dict[str, Any]) -> Iterator[str]:
     for name in ("n_epoch", "n_step", "valid_every", "start_epoch", "lr", "wd"):
-        if saved[name] != here[name]:
-            yield f"`{name}={_shown(saved[name])}` then and `{name}={_shown(here[name])}` now"
+        if not same(saved[name], here[name]):
+            yield f"`{name}={unplain(saved[name])}` then and `{name}={unplain(here[name])}` now"
     name = "batches" if saved["samples"] == here["samples"] else "samples"
     if saved[name] != here[name]:
         yield f"{saved[name]} {_TITLES[name]} then and {here[name]} now"
-
-
-def _shown(value: Any) -> Any:
-    """One number where all groups have the same."""
-    return value[0] if isinstance(value, list) and len({*map(repr, value)}) == 1 else value
 
 
 def _callback_differences(saved: list[str], here: list[str]) -> Iterator[str]:

@@ -24,6 +24,10 @@ class Kept:
             self.n_folded += len(self.losses)
             self.losses = []
         if len(self.folded) > FOLD:  # somebody looks after every batch
+            self._join()
+
+    def _join(self) -> None:
+        if len(self.folded) > 1:
             self.folded = [torch.cat([block.to(self.folded[-1].device) for block in self.folded])]
 
     def since(self, start: int) -> list[float]:
@@ -42,6 +46,7 @@ class Kept:
 
     def state_dict(self) -> dict[str, Any]:
         self.fold()
+        self._join()  # in a file each tensor costs as much as a thousand numbers
         return {"losses": list(self.folded), "rates": list(self.rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

@@ -23,6 +23,7 @@ ASIDE = (
     *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random", "_seeds_drawn"),
 )
 _KIND = "__kind__"
+_MANY = 64  # floats in a list that is stored as a tensor: records of a long training would take long as single numbers
 #: What every state has.
 _PARTS = {
     *("version", "model", "buffers", "modes", "trainable", "grads", "opt", "opt_kind", "counters", "position"),
@@ -36,7 +37,8 @@ _PARTS = {
 def plain(value: Any, where: str = "the state") -> Any:
     """A copy of `value` in host memory, of tensors, numbers, strings, None, lists, tuples and dicts alone.
 
-    `L`, `Path`, numpy scalars and arrays and random generators of numpy become tagged dicts that `unplain` turns back.
+    `L`, `Path`, numpy scalars and arrays, random generators of numpy and long lists of floats become tagged dicts that
+    `unplain` turns back.
     Anything else raises a TypeError that names `where`.
     """
     return _converted(value, where, lambda t: t.detach().to("cpu", copy=True))
@@ -58,7 +60,10 @@ def _converted(value: Any, where: str, tensor: Callable[[Tensor], Tensor]) -> An
         copied = tensor(value).as_subclass(Tensor)  # other classes are not read back with `weights_only=True`
         return copied if value.device.type == "cpu" else _tagged("tensor", copied, device=str(value.device))
     if kind in (list, tuple):
-        if all(type(v) is int for v in value):
+        kinds = set(map(type, value))
+        if kinds == {float} and kind is list and len(value) > _MANY:
+            return _tagged("floats", torch.tensor(value, dtype=torch.float64))
+        if kinds <= {int, float}:
             return kind(value)  # 625 of them are in python's random state, which is taken every epoch
         return kind(inside(v) for v in value)
     if isinstance(value, dict):
@@ -129,6 +134,7 @@ _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "path": lambda t: Path(t["value"]),
     "dict": lambda t: {k: unplain(v) for k, v in t["value"].items()},
     "array": _array,
+    "floats": lambda t: t["value"].tolist(),
     "scalar": lambda t: _array(t)[()],
     "generator": _generator,
     "tensor": _tensor,

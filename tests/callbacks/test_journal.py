@@ -21,10 +21,10 @@ def lines(folder):
     return list(LINE.iter_unpack((folder / "journal").read_bytes()[16:]))
 
 
-def trained(folder, *cbs, every="9ep", **kwargs):
-    learn = toy_learner(cbs=[Checkpoint(every, path=folder), *cbs])
+def trained(folder, *cbs, every="9ep", n_epoch=2, **kwargs):
+    learn = toy_learner(cbs=[Checkpoint(every, keep=None, path=folder), *cbs])
     learn.logger = lambda row: None
-    learn.fit(2, **kwargs)
+    learn.fit(n_epoch, **kwargs)
     return learn
 
 
@@ -101,29 +101,45 @@ def test_a_fit_that_is_stopped_again_says_how_far_it_came(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    ("change", "what"),
+    ("change", "what", "batch"),
     [
-        (lambda cb: torch.rand(1), "a random state"),
-        (lambda cb: setattr(cb.learn, "loss", cb.loss * 2), "the loss"),
+        (lambda cb: torch.rand(1), "a random state", 7),  # the generators are looked at in every eighth batch
+        (lambda cb: setattr(cb.learn, "loss", cb.loss * 2), "the loss", 4),
     ],
 )
-def test_a_batch_that_comes_otherwise_is_named(change, what, tmp_path):
-    killed(tmp_path, stored=2, done=5)
+def test_a_batch_that_comes_otherwise_is_named(change, what, batch, tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, stop_after(15), every="2step", n_epoch=4)
+    for path in runs_in(tmp_path)[1:]:
+        path.unlink()
     other = Callback(after_loss=lambda cb: change(cb) if cb.training and cb.train_iter == 4 else None)
     other.reads_only = True
-    expected = rf"differs from the one before: {what} is another in training batch 4. `learn.verify_resume\(\)`"
+    expected = rf"differs from the one before: {what} is another in training batch {batch}. `learn.verify_resume\(\)`"
     with pytest.warns(UserWarning, match=expected):
-        trained(tmp_path, other, resume=True)
+        trained(tmp_path, other, resume=True, n_epoch=4)
 
 
 def test_data_at_another_place_is_named(tmp_path):
     path = tmp_path / "journal"
     path.write_bytes(b"ab".ljust(16) + LINE.pack(1, 0, 0, 0))
     journal = Journal(path, "ab", 0).open()
-    learn = toy_learner()
+    toy_learner().fit(1, cbs=Callback(after_batch=lambda cb: journal.note(cb.learn) if cb.training else None))
     with pytest.warns(UserWarning, match="the place in the data is another in training batch 0"):
-        learn.fit(1, cbs=Callback(after_batch=lambda cb: journal.note(cb.learn) if cb.training else None))
+        journal.flush()
     journal.close()
+
+
+def test_lines_are_written_eight_at_a_time(tmp_path):
+    sizes = []
+    look = Callback(after_batch=lambda cb: cb.training and sizes.append((tmp_path / "journal").stat().st_size))
+    look.order = 2000
+    trained(tmp_path, look, n_epoch=5)
+    assert [(size - 16) // 20 for size in sizes] == [0] * 7 + [8] * 8 + [16] * 5
+
+
+def test_the_generators_are_in_every_eighth_line(tmp_path):
+    trained(tmp_path, n_epoch=5)
+    assert [n for n, _, states, _ in lines(tmp_path) if states] == [8, 16]
 
 
 def test_a_line_that_a_kill_cut_is_written_anew(tmp_path):

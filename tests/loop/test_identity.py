@@ -60,8 +60,8 @@ def test_it_is_plain_data():
     learn.fit(1)
     found = learn.state_dict()["identity"]
     assert found["settings"][0] == ["Writes", {"rate": found["settings"][0][1]["rate"]}]
-    assert found["settings"][1][1]["schedule of `lr`"][::5] == [1.0, 0.5, 0.0]
-    assert (found["n_epoch"], found["n_step"], found["batches"], found["lr"]) == (1, None, 2, [0.1])
+    assert found["settings"][1][1]["schedule of `lr`"][::5] == [1.0, 0.5]
+    assert (found["n_epoch"], found["n_step"], found["batches"], found["lr"]) == (1, None, 2, 0.1)
 
 
 def test_a_callback_that_only_reads_may_come_and_go():
@@ -101,6 +101,7 @@ def test_several_of_one_class_are_compared_in_their_order():
         (FitCall(2), "`n_epoch=1` then and `n_epoch=2` now"),
         (FitCall(None, n_step=3), "`n_epoch=1` then and `n_epoch=None` now; `n_step=None` then and `n_step=3` now"),
         (FitCall(1, lr=0.2), "`lr=0.1` then and `lr=0.2` now"),
+        (FitCall(1, lr=slice(0.01, 0.1)), "`lr=0.1` then and `lr=['slice', 0.01, 0.1]` now"),
         (FitCall(1, wd=0.2), "`wd=None` then and `wd=0.2` now"),
         (FitCall(1, start_epoch=1), "`start_epoch=0` then and `start_epoch=1` now"),
     ],

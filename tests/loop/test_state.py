@@ -49,6 +49,27 @@ def test_numbers_strings_containers_paths_and_numpy_scalars_come_back_as_what_th
     assert (back, type(back)) == (value, type(value))
 
 
+@pytest.mark.parametrize("last", [0.1, float("inf"), 5e-324, 1, True, None, "text"])
+def test_a_long_list_of_numbers_comes_back_to_the_bit_as_what_it_was(last):
+    value = [i / 7 for i in range(100)] + [last]
+    found = returned(value)
+    assert found == value
+    assert [type(v) for v in found] == [type(v) for v in value]
+
+
+def test_a_long_list_of_floats_is_stored_as_one_tensor():
+    found = plain({"rates": [0.1] * 100, "few": [0.1] * 3})
+    assert (found["rates"]["value"].dtype, found["few"]) == (torch.float64, [0.1] * 3)
+
+
+def test_the_losses_of_a_long_fit_are_stored_as_one_tensor():
+    learn = learner(dls=loaders(5))
+    for _ in range(3):
+        learn.fit(1)
+        learn.state_dict()
+    assert len(learn.state_dict()["kept"]["losses"]) == 1
+
+
 def test_an_L_comes_back_as_an_L():
     back = returned(L(1, L(2, 3)))
     assert isinstance(back, L) and isinstance(back[1], L)
