@@ -300,6 +300,9 @@ def test_every_test_file_stands_where_its_module_stands():
         "wild_callbacks",
         "lessons",
         "overhead",
+        "callbacks_page",
+        "common_sets",
+        "fashion_mnist",
         "optimizer_speed",
         "main",
     }

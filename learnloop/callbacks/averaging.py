@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 from learnloop.loop.cancel import CancelBatchException, CancelValidException
 
 _SMALL = (torch.float16, torch.bfloat16)
@@ -60,9 +60,7 @@ class Averaging(Callback):
 
     def before_fit(self) -> None:
         learn = self.learn
-        both = [cb for cb in learn.cbs if isinstance(cb, Averaging)]
-        if len(both) > 1:
-            raise ValueError(f"{both} would each put averages in the place of the other's. Keep one of them.")
+        check_alone(Averaging, learn, "put averages in the place of the other's")
         if learn.task == "fit":
             self._steps, self._is_trained = 0, False
             self._restart()

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from learnloop.data.batches import find_bs
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 from learnloop.loop.cancel import CancelBatchException
 from learnloop.loop.spans import STEP, run_span
 
@@ -40,6 +40,7 @@ class GradientAccumulation(Callback):
         self._is_ending = False  # the phase is over, and what is open is stepped
 
     def before_fit(self) -> None:
+        check_alone(GradientAccumulation, self.learn, "gather what the other has scaled")
         self.count = self._coming = 0
 
     def before_backward(self) -> None:

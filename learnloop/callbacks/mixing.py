@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.distributions import Beta
 
 from learnloop.data.batches import describe, find_bs
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 from learnloop.losses import reduce_loss, unreduced
 
 _OF_CLASSES = (nn.CrossEntropyLoss, nn.NLLLoss)
@@ -60,9 +60,7 @@ class MixHandler(Callback):
 
     def before_train(self) -> None:
         learn = self.learn
-        handlers = [cb for cb in learn._grab_cbs(MixHandler) if cb.run]
-        if len(handlers) > 1:
-            raise ValueError(f"{handlers} would each mix what the other has mixed. Keep one of them.")
+        check_alone(MixHandler, learn, "mix what the other has mixed")
         self.stack_y = takes_classes(learn.loss_func)
         if self.stack_y:
             self.old_lf, learn.loss_func = learn.loss_func, _Blended(self, learn.loss_func)

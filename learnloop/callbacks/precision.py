@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnloop.data.batches import to_float
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 from learnloop.loop.cancel import CancelStepException
 
 _SMALL = (torch.float16, torch.bfloat16)
@@ -62,6 +62,7 @@ class MixedPrecision(Callback):
 
     def before_fit(self) -> None:
         learn = self.learn
+        check_alone(MixedPrecision, learn, "scale the loss, and close the other's autocast")
         if learn.task in ("fit", "lr_find"):
             self._begin()
 

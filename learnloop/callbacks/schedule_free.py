@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from learnloop.callbacks.averaging import Averaging
 from learnloop.loop.callback import Callback
 
 
@@ -31,6 +32,9 @@ class ScheduleFreeCallback(Callback):
                 f"ScheduleFreeCallback needs an optimizer with `train()` and `eval()`, but this is {opt._title()}; "
                 "pass `opt_func=schedulefree.AdamWScheduleFree`, or take the callback away."
             )
+        others = self.learn._grab_cbs(Averaging)
+        if others:
+            raise ValueError(f"{others} would average weights that the optimizer averages already. Keep one of them.")
 
     def before_train(self) -> None:
         self._is_training = True

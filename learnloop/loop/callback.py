@@ -152,6 +152,13 @@ def state_attributes(cls: type) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
+def check_alone(kind: type[Callback], learn: Any, what: str) -> None:
+    """ValueError where several callbacks of a kind are at work, of which each would do `what`."""
+    found = [cb for cb in learn.cbs if isinstance(cb, kind) and cb.run]
+    if len(found) > 1:
+        raise ValueError(f"{found} would each {what}. Keep one of them.")
+
+
 def handled_events(cb: Callback) -> set[str]:
     """Events for which a callback has a handler of its own; nothing is asked of the learner."""
     own = _EVENTS.intersection(vars(cb))

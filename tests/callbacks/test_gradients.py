@@ -369,3 +369,9 @@ def test_a_limit_that_is_none_is_refused(limits):
 
 def test_clipping_keeps_every_promise():
     check_callback(lambda: ll.GradientClip(0.01, max_value=0.5))
+
+
+def test_two_accumulations_are_refused():
+    learn = toy_learner(cbs=[ll.GradientAccumulation(8), ll.GradientAccumulation(16)])
+    with pytest.raises(ValueError, match="would each gather what the other has scaled"):
+        learn.fit(1)

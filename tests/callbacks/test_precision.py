@@ -392,3 +392,10 @@ def test_on_cuda_it_trains_as_a_loop_by_hand(mode):
     assert learn.recorder.raw_losses == pytest.approx(losses, rel=1e-5)
     for ours, theirs in zip(weights(learn), by_hand_weights, strict=True):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-4, atol=1e-6)
+
+
+def test_two_of_them_are_refused():
+    learn = learner(ll.MixedPrecision("bf16"), ll.MixedPrecision("bf16"))
+    with pytest.raises(ValueError, match="would each scale the loss, and close the other's autocast"):
+        learn.fit(1)
+    assert not torch.is_autocast_enabled("cpu")

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from learnloop import Callback, SaveModelCallback, ScheduleFreeCallback
+from learnloop import EMA, Callback, SaveModelCallback, ScheduleFreeCallback
 from learnloop.testing import toy_learner
 
 schedulefree = pytest.importorskip("schedulefree")
@@ -224,6 +224,11 @@ def test_loading_before_there_is_an_optimizer_works(tmp_path):
 def test_another_optimizer_is_refused():
     with pytest.raises(TypeError, match="needs an optimizer with `train\\(\\)` and `eval\\(\\)`, but this is SGD"):
         toy_learner(cbs=ScheduleFreeCallback()).fit(1)
+
+
+def test_further_averages_are_refused():
+    with pytest.raises(ValueError, match=r"\[EMA\] would average weights that the optimizer averages already"):
+        learner([EMA()]).fit(1)
 
 
 def test_validating_before_the_first_fit_works():
