@@ -5,6 +5,7 @@ from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, rnn_cbs
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.checkpoint import FileDamaged, load_model, save_model
 from learnloop.data import datasets
@@ -187,6 +188,7 @@ __all__ = [
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "ModelResetter",
     "NoneReduce",
     "OptimWrapper",
     "Optimizer",
@@ -198,6 +200,8 @@ __all__ = [
     "PrecisionMulti",
     "ProgressCallback",
     "R2Score",
+    "RNNCallback",
+    "RNNRegularizer",
     "Recall",
     "RecallMulti",
     "Recorder",
@@ -247,6 +251,7 @@ __all__ = [
     "rank_distrib",
     "reduce_loss",
     "rmse",
+    "rnn_cbs",
     "save_model",
     "sched_cos",
     "sched_exp",
