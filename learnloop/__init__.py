@@ -1,5 +1,7 @@
 """A training loop of events and ordered callbacks for PyTorch: `import learnloop as ll`."""
 
+from learnloop.callbacks.graph import ShowGraphCallback
+from learnloop.callbacks.logfiles import CSVLogger, JSONLLogger
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
@@ -145,6 +147,7 @@ __all__ = [
     "BaseLoss",
     "BrierScore",
     "BrierScoreMulti",
+    "CSVLogger",
     "Callback",
     "CancelBackwardException",
     "CancelBatchException",
@@ -173,6 +176,7 @@ __all__ = [
     "GatherPredsCallback",
     "HammingLoss",
     "HammingLossMulti",
+    "JSONLLogger",
     "Jaccard",
     "JaccardCoeff",
     "JaccardCoeffMulti",
@@ -213,6 +217,7 @@ __all__ = [
     "SchedLin",
     "SchedNo",
     "SchedPoly",
+    "ShowGraphCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",

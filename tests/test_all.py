@@ -57,7 +57,7 @@ TO_COME = """CollectDataCallback
     TrackerCallback EarlyStoppingCallback SaveModelCallback ReduceLROnPlateau TerminateOnNaNCallback
     GradientAccumulation GradientClip ShortEpochCallback BnFreeze set_bn_eval bn_types
     MCDropoutCallback MixedPrecision AMPMode
-    CSVLogger ShowGraphCallback MixUp CutMix MixHandler
+    MixUp CutMix MixHandler
     Hook Hooks hook_output hook_outputs HookCallback ActivationStats layer_info model_sizes num_features_model
     RMSProp RAdam QHAdam Larc Lamb Lookahead ranger sgd_step momentum_step weight_decay l2_reg average_grad
     average_sqr_grad step_stat adam_step debias"""

@@ -36,7 +36,7 @@ FOLDERS = {
     "data": {"data"},
     "optim": {"optim"},
     "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "callbacks": {"callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "machine"},
 }
 
 
