@@ -4,6 +4,7 @@ from learnloop.callbacks.graph import ShowGraphCallback
 from learnloop.callbacks.logfiles import CSVLogger, JSONLLogger
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.modes import TrainEvalCallback
+from learnloop.callbacks.notify import Notify
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
@@ -194,6 +195,7 @@ __all__ = [
     "Metric",
     "ModelResetter",
     "NoneReduce",
+    "Notify",
     "OptimWrapper",
     "Optimizer",
     "OrderingError",

@@ -51,7 +51,7 @@ class Reports(Callback):
         """Takes a row of the record by column; a column that has no number is None."""
 
     def end(self, how: str) -> None:
-        """Closes what was opened. `how` is 'done', 'interrupted' or 'error'."""
+        """Closes what was opened. `how` is 'done', 'interrupted', 'error' or 'removed'."""
 
     # The events
 
@@ -143,11 +143,13 @@ def description(learn: Any) -> dict[str, Any]:
 
 
 def how_it_ended(learn: Any, outer: int | None = None) -> str:
-    """Of a fit in its `cleanup_fit`: 'done', 'interrupted' or 'error'.
+    """Of a fit in its `cleanup_fit`: 'done', 'interrupted' or 'error'; 'removed' where the callback leaves it early.
 
     `outer` is the id of the exception that was being handled when the fit began, which is none of its own.
     """
     error = sys.exception()
+    if len(learn._open_spans) > 1:
+        return "removed"
     if learn.interrupted or (isinstance(error, KeyboardInterrupt) and id(error) != outer):
         return "interrupted"
     return "done" if error is None or id(error) == outer else "error"
