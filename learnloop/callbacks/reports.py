@@ -13,7 +13,7 @@ from learnloop.data.keyed import preserved_randomness
 from learnloop.loop.callback import Callback
 from learnloop.machine import rank_distrib
 
-__all__ = ["Reports", "description", "how_it_ended"]
+__all__ = ["Reports", "description", "how_it_ended", "is_number", "numbers_of_row"]
 
 
 class Reports(Callback):
@@ -36,13 +36,18 @@ class Reports(Callback):
         self.every = every
         self.n_before = 0  # training batches of earlier fits
         self.n_rows = 0  # rows of this fit that were written
+        self.target: Any = None  # what `begin` opened; None outside of a fit
         self._is_open = False
-        self._outer: Any = None  # the id of an exception that was being handled when the fit began
+        self._outer: int | None = None  # the id of an exception that was being handled when the fit began
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has nothing open."""
+        return {**vars(self), "target": None, "_is_open": False}
 
     # What a subclass fills in; all of them may raise
 
-    def begin(self) -> None:
-        """Opens what is written to."""
+    def begin(self) -> Any:
+        """Opens what is written to; that is `target` until the fit has ended."""
 
     def write_step(self, step: int, numbers: dict[str, float]) -> None:
         """Takes the numbers of a training batch: the losses and the hypers of each group."""
@@ -60,7 +65,7 @@ class Reports(Callback):
         self._outer, self.n_rows = id(sys.exception()), 0
         if rank_distrib() == 0:
             with preserved_randomness():  # trackers make up names
-                self.begin()
+                self.target = self.begin()
             self._is_open = True
 
     def after_batch(self) -> None:
@@ -82,7 +87,7 @@ class Reports(Callback):
             self._is_open = False
             self._try(lambda: self.end(how_it_ended(self.learn, self._outer)))
         self.n_before += self.learn.train_iter
-        self._outer = None
+        self.target = self._outer = None
 
     def _try(self, write: Callable[[], Any]) -> None:
         """Writes; a full disk or a server that is gone must not end a training."""
@@ -96,6 +101,7 @@ class Reports(Callback):
         with suppress(Exception):  # what kept it from writing may keep it from closing
             if was_open:
                 self.end("error")
+        self.target = None
         warnings.warn(f"`{self}` stopped reporting: {type(error).__name__}: {error}", stacklevel=3)
 
 
