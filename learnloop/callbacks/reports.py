@@ -33,7 +33,7 @@ class Reports(Callback):
     def __init__(self, every: int | None = 10):
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"`every={every!r}`: pass a number of batches, 1 or more, or None for none of them.")
-        self.every = every
+        self.every, self.run_train = every, every is not None  # without it there is nothing to do in a batch
         self.n_before = 0  # training batches of earlier fits
         self.n_rows = 0  # rows of this fit that were written
         self.target: Any = None  # what `begin` opened; None outside of a fit

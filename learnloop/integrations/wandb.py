@@ -14,7 +14,8 @@ class WandbCallback(Reports):
     A run that you began yourself by `wandb.init` is used and left open. Without one the callback begins its own, with
     the arguments given here, and finishes it with the fit, whatever ended that; a later or a resumed fit goes on with
     the run of that id. It acts in `before_fit`, `after_batch`, `after_epoch` and `cleanup_fit`.
-    Source: docs.fast.ai/callback.wandb. Cost per batch: some 200 µs every `every` batches, which waits for the loss.
+    Source: docs.fast.ai/callback.wandb. Cost per batch: some 550 µs every `every` batches, in which it waits for the
+    loss; 0.1 s to begin and to finish a run of its own.
     """
 
     _stateattrs = ("run_id",)
