@@ -20,13 +20,14 @@ def outputs_of(lesson):
     return [(cell, output) for cell in lesson.cells if cell.cell_type == "code" for output in cell.outputs]
 
 
-def test_there_are_five_lessons():
+def test_these_are_the_lessons():
     assert [path.stem for path in LESSONS] == [
         "01_first_fit",
         "02_the_loop_event_by_event",
         "03_write_a_callback",
         "04_schedules_and_the_finder",
         "05_any_batch_any_model",
+        "11_language_model",
     ]
 
 
