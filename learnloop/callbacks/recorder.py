@@ -57,7 +57,7 @@ class Recorder(Callback):
         self._catch_up()
         if self._new_losses:  # who only looks at the last one does not keep a tensor for each batch
             self._losses += torch.tensor(self._new_losses).unbind()
-            self._new_losses = []
+            self._new_losses.clear()
         return self._losses
 
     @property

@@ -29,6 +29,7 @@ class Sender:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_working = False  # the thread has not left the queue yet
+        self._is_sending = False  # it has a message in hand
 
     def open(self) -> None:
         """Begins to count and to try anew. A request of before, whose server still hangs, keeps the thread."""
@@ -54,9 +55,10 @@ class Sender:
         thread = self._thread
         if thread is not None:
             thread.join(wait)
-        self._wake.set()
-        if thread is not None and thread.is_alive():
-            n_left = self._drop() + 1
+        with self._lock:
+            self._wake.set()
+            n_left = self._drop() + self._is_sending
+        if n_left:
             self.n_failed, self.reason = self.n_failed + n_left, self.reason or "no answer in time"
 
     def _drop(self) -> int:
@@ -76,23 +78,28 @@ class Sender:
                 except queue.Empty:
                     self._is_working = False
                     return
-            self._deliver(make_request)
+                self._is_sending = True
+            arrived = self._deliver(make_request)
+            with self._lock:
+                self._is_sending = False
+                if not arrived and not self._wake.is_set():  # else it was counted when the sender was closed
+                    self.n_failed += 1
 
-    def _deliver(self, make_request: Callable[[], Request]) -> None:
+    def _deliver(self, make_request: Callable[[], Request]) -> bool:
+        """Tries until it arrives, or is not worth another try."""
         for attempt in range(self.retries + 1):
             try:
                 _send(make_request(), self.timeout)
-                return
+                return True
             except Exception as error:
                 self.reason = reason_of(error)
-                if not is_worth_another_try(error) or attempt == self.retries:
-                    break
+                if not is_worth_another_try(error):
+                    return False
             pause = self.pause * 2**attempt
-            if self._wake.is_set() or time.monotonic() + pause > self._deadline:
-                break
+            if attempt == self.retries or self._wake.is_set() or time.monotonic() + pause > self._deadline:
+                return False
             self._wake.wait(pause)
-        if not self._wake.is_set():  # else it was counted when the sender was closed
-            self.n_failed += 1
+        return False
 
 
 class _NoRedirect(HTTPRedirectHandler):

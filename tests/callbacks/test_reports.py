@@ -117,7 +117,9 @@ def test_only_the_first_process_reports(monkeypatch):
     assert cb.calls == []
 
 
-@pytest.mark.parametrize("run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)])
+@pytest.mark.parametrize(
+    "run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)]
+)
 def test_other_runs_are_not_reported(run):
     cb = Written()
     run(toy_learner(cbs=cb))
@@ -155,7 +157,15 @@ def test_a_batch_without_a_loss_and_a_learner_without_a_recorder_are_reported_to
 
 
 def test_a_row_has_the_columns_that_are_numbers():
-    row = {"epoch": 1, "train_loss": 0.5, "valid_loss": math.nan, "f1": None, "name": "x", "accuracy": 1, "time": "00:01"}
+    row = {
+        "epoch": 1,
+        "train_loss": 0.5,
+        "valid_loss": math.nan,
+        "f1": None,
+        "name": "x",
+        "accuracy": 1,
+        "time": "00:01",
+    }
     assert list(numbers_of_row(row)) == ["valid_loss", "accuracy"]
 
 

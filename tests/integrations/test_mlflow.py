@@ -87,7 +87,9 @@ def test_a_run_that_was_begun_before_is_used_and_left_open(uri):
     assert [step for step, _ in history(uri, "raw_loss")] == [4]
 
 
-@pytest.mark.parametrize("run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)])
+@pytest.mark.parametrize(
+    "run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)]
+)
 def test_other_runs_write_nothing(uri, tmp_path, run):
     run(learner(uri))
     assert not (tmp_path / "store").exists()

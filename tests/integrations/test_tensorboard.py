@@ -61,7 +61,9 @@ def test_without_a_folder_all_fits_share_the_one_that_was_made_up(tmp_path, monk
     assert len(list((tmp_path / "runs").iterdir())) == 1
 
 
-@pytest.mark.parametrize("run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)])
+@pytest.mark.parametrize(
+    "run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)]
+)
 def test_other_runs_write_nothing(tmp_path, run):
     run(learner(tmp_path / "logs"))
     assert not (tmp_path / "logs").exists()

@@ -6,7 +6,7 @@ import pytest
 
 import learnloop as ll
 from learnloop.integrations.trackio import TrackioCallback
-from learnloop.testing import toy_learner
+from learnloop.testing import check_callback, toy_learner
 from tests.toys import Once, raising
 
 trackio = pytest.importorskip("trackio")
@@ -58,7 +58,9 @@ def test_it_is_finished_after_an_error():
     assert trackio.context_vars.current_run.get() is None
 
 
-@pytest.mark.parametrize("run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)])
+@pytest.mark.parametrize(
+    "run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)]
+)
 def test_other_runs_begin_none(tmp_path, run):
     run(learner())
     assert list(tmp_path.iterdir()) == []
@@ -68,3 +70,8 @@ def test_without_the_package_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "trackio", None)
     with pytest.raises(ImportError, match=r"`TrackioCallback` needs trackio: `pip install 'learnloop\[trackio\]'`"):
         learner().fit(1)
+
+
+def test_it_keeps_the_promises():
+    assert TrackioCallback.reads_only
+    assert check_callback(lambda: TrackioCallback("toy", every=1, auto_log_cpu=False), events=["after_loss"]).broken == {}

@@ -8,7 +8,7 @@ import pytest
 
 import learnloop as ll
 from learnloop.integrations.wandb import WandbCallback
-from learnloop.testing import toy_learner
+from learnloop.testing import check_callback, toy_learner
 from tests.toys import Once, raising
 
 wandb = pytest.importorskip("wandb")
@@ -62,7 +62,10 @@ def test_losses_hypers_and_columns_are_logged(tmp_path):
     hypers = {"lr_0": 0.1, "mom_0": 0, "wd_0": 0}
     assert history(tmp_path) == [
         (2, {"epoch": 0.5, "train_loss": smooth[1], "raw_loss": losses[1], **hypers}),
-        (4, {"epoch": 1, "train_loss": smooth[3], "raw_loss": losses[3], **hypers, "valid_loss": learn.final_record[1]}),
+        (
+            4,
+            {"epoch": 1, "train_loss": smooth[3], "raw_loss": losses[3], **hypers, "valid_loss": learn.final_record[1]},
+        ),
     ]
 
 
@@ -99,7 +102,9 @@ def test_histograms_of_gradients_leave_no_hook():
     assert [len(p._backward_hooks or ()) for p in learn.model.parameters()] == [0] * 4
 
 
-@pytest.mark.parametrize("run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)])
+@pytest.mark.parametrize(
+    "run", [ll.Learner.validate, ll.Learner.get_preds, lambda learn: learn.lr_find(show_plot=False)]
+)
 def test_other_runs_begin_none(tmp_path, run):
     run(toy_learner(cbs=WandbCallback()))
     assert list(tmp_path.iterdir()) == []
@@ -109,3 +114,8 @@ def test_without_the_package_the_message_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "wandb", None)
     with pytest.raises(ImportError, match=r"`WandbCallback` needs wandb: `pip install 'learnloop\[wandb\]'`"):
         toy_learner(cbs=WandbCallback()).fit(1)
+
+
+def test_it_keeps_the_promises(tmp_path):
+    assert WandbCallback.reads_only
+    assert check_callback(lambda: WandbCallback(dir=tmp_path, every=1), events=["after_loss"]).broken == {}
