@@ -7,14 +7,18 @@ from learnloop.callbacks.dropout import MCDropoutCallback
 from learnloop.callbacks.execution import ChannelsLast, Compile
 from learnloop.callbacks.freezing import BnFreeze, FreezeUntil, bn_types, set_bn_eval
 from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
+from learnloop.callbacks.graph import ShowGraphCallback
+from learnloop.callbacks.logfiles import CSVLogger, JSONLLogger
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
 from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.nan import TerminateOnNaNCallback
+from learnloop.callbacks.notify import Notify
 from learnloop.callbacks.precision import AMPMode, MixedPrecision
 from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallback
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
+from learnloop.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, rnn_cbs
 from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.schedule_free import ScheduleFreeCallback
@@ -184,6 +188,7 @@ __all__ = [
     "BnFreeze",
     "BrierScore",
     "BrierScoreMulti",
+    "CSVLogger",
     "Callback",
     "CancelBackwardException",
     "CancelBatchException",
@@ -223,6 +228,7 @@ __all__ = [
     "HammingLossMulti",
     "Hook",
     "Hooks",
+    "JSONLLogger",
     "Jaccard",
     "JaccardCoeff",
     "JaccardCoeffMulti",
@@ -246,8 +252,10 @@ __all__ = [
     "MixHandler",
     "MixUp",
     "MixedPrecision",
+    "ModelResetter",
     "Muon",
     "NoneReduce",
+    "Notify",
     "OptimWrapper",
     "Optimizer",
     "OrderingError",
@@ -263,6 +271,8 @@ __all__ = [
     "R2Score",
     "RAdam",
     "RMSProp",
+    "RNNCallback",
+    "RNNRegularizer",
     "Recall",
     "RecallMulti",
     "Recorder",
@@ -278,6 +288,7 @@ __all__ = [
     "SchedPoly",
     "ScheduleFreeCallback",
     "ShortEpochCallback",
+    "ShowGraphCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SuggestionMethod",
@@ -339,6 +350,7 @@ __all__ = [
     "reduce_loss",
     "rms_prop_step",
     "rmse",
+    "rnn_cbs",
     "save_model",
     "sched_cos",
     "sched_exp",

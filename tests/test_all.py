@@ -53,8 +53,7 @@ METHODS = {
 }
 
 #: Those that the library does not have yet. Take a name out when it comes.
-TO_COME = """CSVLogger ShowGraphCallback ModelResetter RNNCallback RNNRegularizer rnn_cbs
-    HookCallback ActivationStats layer_info model_sizes num_features_model"""
+TO_COME = "HookCallback ActivationStats layer_info model_sizes num_features_model"
 METHODS_TO_COME = "summary"
 
 

@@ -28,6 +28,8 @@ LAYERS = (
     "callbacks.modes  callbacks.recorder  callbacks.schedule  callbacks.journal  checkpoint",
     "stored  verify",
     "callbacks  export",
+    "integrations.packages",
+    "integrations",
     "learner",
     "learnloop  testing",
     "all  __main__",
@@ -39,8 +41,10 @@ FOLDERS = {
     "loop": {"loop", "data"},
     "callbacks": {
         *("callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"),
+        "machine",
     },
     "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "integrations": {"integrations", "callbacks", "loop", "data"},
 }
 
 
@@ -112,6 +116,11 @@ def test_a_folder_imports_only_what_it_may(folder):
             assert not wrong, f"{name} imports {wrong}"
 
 
+def test_nothing_imports_an_integration():
+    found = {(n, other) for n in FILES for other in imports_of(n) if other.startswith("integrations")}
+    assert [(n, other) for n, other in found if not n.startswith("integrations.")] == []
+
+
 def test_there_are_no_circles():
     done = set()
 
@@ -150,11 +159,16 @@ def test_the_init_of_the_loop_says_what_it_may_not_import():
     assert "no concrete callback" in first and "nothing above" in first
 
 
+def test_the_init_of_the_integrations_says_what_it_may_not_import():
+    first = ast.get_docstring(TREES["integrations"]).splitlines()[0]
+    assert "imports no learner" in first and "nothing above imports it" in first
+
+
 def test_every_module_says_what_it_is_for():
     assert [name for name, tree in TREES.items() if not ast.get_docstring(tree)] == []
 
 
-LAZY = ("matplotlib", "fastprogress", "IPython", "pandas", "fastai", "torchvision")
+LAZY = ("matplotlib", "fastprogress", "IPython", "pandas", "fastai", "torchvision", "tensorboard")
 
 
 def test_importing_the_package_imports_neither_matplotlib_nor_fastprogress():

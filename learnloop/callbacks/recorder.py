@@ -56,6 +56,9 @@ class Recorder(Callback):
     def losses(self) -> list[Tensor]:
         """The smoothed training loss after each recorded batch."""
         self._catch_up()
+        if self._new_losses:  # who only looks at the last one does not keep a tensor for each batch
+            self._losses += torch.tensor(self._new_losses).unbind()
+            self._new_losses.clear()
         return self._losses
 
     @property
@@ -82,14 +85,15 @@ class Recorder(Callback):
         return self.learn._kept if self._trial is None else self._trial[0]
 
     def _catch_up(self) -> None:
-        new = self._kept().since(len(self._losses)) if self.learn is not None else []
-        if new:
-            self._losses += torch.tensor(_smoothed(new, self._smooth)).unbind()
+        n_seen = len(self._losses) + len(self._new_losses)
+        if self.learn is not None:
+            self._new_losses += _smoothed(self._kept().since(n_seen), self._smooth)
 
     def _show(self, trial: tuple[Any, dict[str, list[float]]] | None) -> None:
         """Lets `lrs`, `losses` and `hps` be those of the finder, or of the run that the loop keeps."""
         self._trial, self._smooth = trial, AvgSmoothLoss(self.beta)
         self._losses: list[Tensor] = []
+        self._new_losses: list[float] = []  # smoothed like these, that nobody has asked for as tensors yet
 
     # The events
 
