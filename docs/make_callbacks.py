@@ -38,8 +38,8 @@ MAKERS: dict[str, Callable[[], ll.Callback]] = {
     "SkipToEpoch": lambda: ll.SkipToEpoch(1),
     "WeightedSampling": lambda: ll.WeightedSampling([1.0, 2.0] * 4),
 }
-#: No pair to be tried: what others are made from, and what a verb puts on a learner of its own.
-NOT_TRIED = {"Callback", "LRFinder", "MixHandler"}
+#: No pair to be tried: what others are made from, what a verb puts on a learner of its own, what needs another network.
+NOT_TRIED = {"Callback", "LRFinder", "MixHandler", "ModelResetter", "RNNCallback", "RNNRegularizer"}
 
 TEXT = """\
 # Callbacks
@@ -49,7 +49,8 @@ Made by `docs/make_callbacks.py` from the classes; change those.
 `order` is a wish, smaller is earlier; a law holds whatever the order is. *Takes part in* names the values of
 `learn.task`. *Cost* is µs per training batch over the same loop without it, on a network so small that nothing hides
 it ([benchmarks/results/callbacks.md](../benchmarks/results/callbacks.md)). *Not beside* is what a fit with both
-refuses; every pair was tried, and all others train.
+refuses; every pair was tried, and all others train. Not tried are the finder's and the recurrent ones, which need a
+network of their own.
 """
 
 
