@@ -46,23 +46,36 @@ def write_run(path: Path, state: dict[str, Any], run: str, phase: int) -> None:
     def write(file: BinaryIO) -> None:
         sink = _Hashing(file)
         torch.save(content, sink)  # type: ignore[arg-type]
+        sink.flush()
         file.write(_MARK + sink.hash.digest())
 
     write_atomically(path, write)
 
 
 class _Hashing:
-    """A file for writing that hashes what passes through it."""
+    """A file for writing that hashes what passes through it; torch writes hundreds of small pieces."""
 
     def __init__(self, file: BinaryIO):
         self.file, self.hash = file, hashlib.sha256()
+        self.pieces = bytearray()
 
     def write(self, data: Any) -> int:
-        self.hash.update(data)
-        return self.file.write(data)
+        if len(data) < _BLOCK:
+            self.pieces += data
+            if len(self.pieces) >= _BLOCK:
+                self.flush()
+        else:
+            self.flush()
+            self._pass_on(data)
+        return len(data)
 
     def flush(self) -> None:
-        self.file.flush()
+        self._pass_on(self.pieces)
+        self.pieces = bytearray()
+
+    def _pass_on(self, data: Any) -> None:
+        self.hash.update(data)
+        self.file.write(data)
 
 
 class Writing:

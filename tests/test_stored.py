@@ -75,6 +75,13 @@ def test_the_file_is_one_of_torch_with_its_sha256_at_the_end(tmp_path):
     assert data == sealed(data[: -16 - 32])
 
 
+def test_large_and_small_tensors_come_back_together(tmp_path):
+    state = {**STATE, "kept": {f"{n}": torch.arange(n) for n in (1, 200_000, 3, 131_072, 100_000, 60_000)}}
+    path = tmp_path / "000000-ab.ckpt"
+    write_run(path, state, "ab", phase=0)
+    assert same(read_run(path).state, state)
+
+
 def test_a_file_that_is_cut_anywhere_is_refused(tmp_path):
     (path,) = written(tmp_path, "000000-ab")
     data = path.read_bytes()

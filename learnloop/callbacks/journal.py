@@ -20,7 +20,7 @@ _HEAD = 16  # bytes before the first line
 _MT_WORDS = 625  # of the Mersenne Twister: its 624 numbers, and which of them comes next
 #: Lines are made and written so many at a time, and the generators looked at as often: between two batches of a network
 #: the cache is cold, and all this would take four times as long. On an accelerator it also waits for the device.
-AT_ONCE, AT_ONCE_AWAY = 8, 64
+AT_ONCE, AT_ONCE_AWAY = 16, 64
 
 
 class Line(NamedTuple):

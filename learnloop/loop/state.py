@@ -23,7 +23,7 @@ ASIDE = (
     *("_moves", "_caller", "_n_inp", "_data_seed", "_pass_random", "_seeds_drawn"),
 )
 _KIND = "__kind__"
-_MANY = 64  # floats in a list that is stored as a tensor: records of a long training would take long as single numbers
+_MANY = 64  # numbers in a list that is stored as a tensor: each by itself costs a file as much as a hundred together
 #: What every state has.
 _PARTS = {
     *("version", "model", "buffers", "modes", "trainable", "grads", "opt", "opt_kind", "counters", "position"),
@@ -37,7 +37,7 @@ _PARTS = {
 def plain(value: Any, where: str = "the state") -> Any:
     """A copy of `value` in host memory, of tensors, numbers, strings, None, lists, tuples and dicts alone.
 
-    `L`, `Path`, numpy scalars and arrays, random generators of numpy and long lists of floats become tagged dicts that
+    `L`, `Path`, numpy scalars and arrays, random generators of numpy and long lists of numbers become tagged dicts that
     `unplain` turns back.
     Anything else raises a TypeError that names `where`.
     """
@@ -61,11 +61,9 @@ def _converted(value: Any, where: str, tensor: Callable[[Tensor], Tensor]) -> An
         return copied if value.device.type == "cpu" else _tagged("tensor", copied, device=str(value.device))
     if kind in (list, tuple):
         kinds = set(map(type, value))
-        if kinds == {float} and kind is list and len(value) > _MANY:
-            return _tagged("floats", torch.tensor(value, dtype=torch.float64))
-        if kinds <= {int, float}:
-            return kind(value)  # 625 of them are in python's random state, which is taken every epoch
-        return kind(inside(v) for v in value)
+        if len(value) > _MANY and kinds in ({int}, {float}) and (numbers := _numbers(value)) is not None:
+            return _tagged(f"numbers in a {kind.__name__}", numbers)
+        return kind(value) if kinds <= {int, float} else kind(inside(v) for v in value)
     if isinstance(value, dict):
         items = {_key(k, where): inside(v) for k, v in value.items()}
         return items if _KIND not in items else _tagged("dict", items)
@@ -83,6 +81,14 @@ def _converted(value: Any, where: str, tensor: Callable[[Tensor], Tensor]) -> An
         f"{where} is a {kind.__name__}, which cannot be stored: a state holds tensors, numbers, strings, None, lists, "
         "tuples and dicts. Store something simpler, or write `state_dict()` and `load_state_dict()` for the callback."
     )
+
+
+def _numbers(value: Any) -> Tensor | None:
+    """Integers or floats, each to the bit; None for integers that are too large."""
+    try:
+        return torch.tensor(value, dtype=torch.float64 if type(value[0]) is float else torch.int64)
+    except (OverflowError, RuntimeError, ValueError):
+        return None
 
 
 def _key(key: Any, where: str) -> Any:
@@ -134,7 +140,8 @@ _UNTAG: dict[str, Callable[[dict[str, Any]], Any]] = {
     "path": lambda t: Path(t["value"]),
     "dict": lambda t: {k: unplain(v) for k, v in t["value"].items()},
     "array": _array,
-    "floats": lambda t: t["value"].tolist(),
+    "numbers in a list": lambda t: t["value"].tolist(),
+    "numbers in a tuple": lambda t: tuple(t["value"].tolist()),
     "scalar": lambda t: _array(t)[()],
     "generator": _generator,
     "tensor": _tensor,

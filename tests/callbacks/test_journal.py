@@ -103,20 +103,20 @@ def test_a_fit_that_is_stopped_again_says_how_far_it_came(tmp_path, capsys):
 @pytest.mark.parametrize(
     ("change", "what", "batch"),
     [
-        (lambda cb: torch.rand(1), "a random state", 7),  # the generators are looked at in every eighth batch
+        (lambda cb: torch.rand(1), "a random state", 15),  # the generators are looked at in every sixteenth batch
         (lambda cb: setattr(cb.learn, "loss", cb.loss * 2), "the loss", 4),
     ],
 )
 def test_a_batch_that_comes_otherwise_is_named(change, what, batch, tmp_path):
     with pytest.raises(KeyboardInterrupt):
-        trained(tmp_path, stop_after(15), every="2step", n_epoch=4)
+        trained(tmp_path, stop_after(19), every="2step", n_epoch=5)
     for path in runs_in(tmp_path)[1:]:
         path.unlink()
     other = Callback(after_loss=lambda cb: change(cb) if cb.training and cb.train_iter == 4 else None)
     other.reads_only = True
     expected = rf"differs from the one before: {what} is another in training batch {batch}. `learn.verify_resume\(\)`"
     with pytest.warns(UserWarning, match=expected):
-        trained(tmp_path, other, resume=True, n_epoch=4)
+        trained(tmp_path, other, resume=True, n_epoch=5)
 
 
 def test_data_at_another_place_is_named(tmp_path):
@@ -129,17 +129,17 @@ def test_data_at_another_place_is_named(tmp_path):
     journal.close()
 
 
-def test_lines_are_written_eight_at_a_time(tmp_path):
+def test_lines_are_written_sixteen_at_a_time(tmp_path):
     sizes = []
     look = Callback(after_batch=lambda cb: cb.training and sizes.append((tmp_path / "journal").stat().st_size))
     look.order = 2000
     trained(tmp_path, look, n_epoch=5)
-    assert [(size - 16) // 20 for size in sizes] == [0] * 7 + [8] * 8 + [16] * 5
+    assert [(size - 16) // 20 for size in sizes] == [0] * 15 + [16] * 5
 
 
-def test_the_generators_are_in_every_eighth_line(tmp_path):
+def test_the_generators_are_in_every_sixteenth_line(tmp_path):
     trained(tmp_path, n_epoch=5)
-    assert [n for n, _, states, _ in lines(tmp_path) if states] == [8, 16]
+    assert [n for n, _, states, _ in lines(tmp_path) if states] == [16]
 
 
 def test_a_line_that_a_kill_cut_is_written_anew(tmp_path):

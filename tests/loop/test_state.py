@@ -49,11 +49,13 @@ def test_numbers_strings_containers_paths_and_numpy_scalars_come_back_as_what_th
     assert (back, type(back)) == (value, type(value))
 
 
-@pytest.mark.parametrize("last", [0.1, float("inf"), 5e-324, 1, True, None, "text"])
-def test_a_long_list_of_numbers_comes_back_to_the_bit_as_what_it_was(last):
-    value = [i / 7 for i in range(100)] + [last]
+@pytest.mark.parametrize("kind", [list, tuple])
+@pytest.mark.parametrize("first", [1 / 7, 3])
+@pytest.mark.parametrize("last", [0.1, float("inf"), 5e-324, 1, -(2**63), 2**64, True, None, "text"])
+def test_a_long_list_of_numbers_comes_back_to_the_bit_as_what_it_was(kind, first, last):
+    value = kind([first * i for i in range(100)] + [last])
     found = returned(value)
-    assert found == value
+    assert (found, type(found)) == (value, kind)
     assert [type(v) for v in found] == [type(v) for v in value]
 
 
