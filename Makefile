@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench clean
+.PHONY: help demo test lint nbs bench sets clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint    check style, format and types'
 	@echo 'make nbs     run the lessons in nbs/ and keep their outputs'
 	@echo 'make bench   measure the loop beside a hand-written one'
+	@echo 'make sets    train common sets of callbacks beside hand-written loops (some minutes)'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -38,6 +39,9 @@ nbs: $(VENV)/installed-nbs
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/overhead.py
+
+sets: $(VENV)/installed-test
+	$(BIN)/python benchmarks/common_sets.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov
