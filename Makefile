@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench faults clean
+.PHONY: help demo test lint nbs bench faults sets clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -21,6 +21,7 @@ help:
 	@echo 'make nbs     run the lessons in nbs/ and keep their outputs'
 	@echo 'make bench   measure the loop beside a hand-written one'
 	@echo 'make faults  kill trainings, damage their checkpoints, fill their disk; see that they resume exactly'
+	@echo 'make sets    train common sets of callbacks beside hand-written loops (some minutes)'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -42,6 +43,9 @@ bench: $(VENV)/installed-bench
 
 faults: $(VENV)/installed
 	$(BIN)/python benchmarks/faults.py
+
+sets: $(VENV)/installed-test
+	$(BIN)/python benchmarks/common_sets.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -5,10 +5,8 @@ paired ratios. The network is that of overhead.py, so small that nothing hides a
 thread that computes.
 """
 
-import argparse
 import contextlib
 import io
-import json
 import os
 import platform
 import tempfile
@@ -24,10 +22,9 @@ import overhead
 import torch
 from overhead import BS, LR, N_BATCHES, Batches, Comparison, Loop, Row
 from torch import nn
+from torch.nn import functional as F
 
 import learnloop as ll
-
-RESULTS = Path(__file__).parent / "results"
 
 #: Callbacks that take arguments, or that are worth more than one row. All others of the package are made without.
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -39,6 +36,9 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "EMA()": lambda: ll.EMA(),
     "SWA(0, every=1)": lambda: ll.SWA(0, every=1),
     "FreezeUntil(0)": lambda: ll.FreezeUntil(0, groups=slice(None)),
+    "BatchTransform(flip)": lambda: ll.BatchTransform(ll.transforms.flip),
+    "ProgressiveResize": lambda: ll.ProgressiveResize(multiple=1),
+    "WeightedSampling": lambda: ll.WeightedSampling(torch.ones(N_BATCHES * BS)),
 }
 #: Those that every loop here has, or that are no callback to put on a learner by hand.
 LEFT_OUT = {"Callback", "TrainEvalCallback", "Recorder", "LRFinder", "MixHandler", "SkipToEpoch", "ShortEpochCallback"}
@@ -52,14 +52,31 @@ class Images(nn.Module):
         self.inner = overhead.network()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.inner(x.flatten(1))
+        return self.inner(F.adaptive_avg_pool2d(x, (2, 5)).flatten(1))  # some callbacks make images smaller
 
 
 def image_batches(n: int = N_BATCHES) -> Batches:
     return Batches((x.view(BS, 1, 2, 5), y) for x, y in overhead.make_batches(n))
 
 
-OF_IMAGES = {"CutMix"}
+class Stopwatch(ll.Callback):
+    """`seconds` of the last training phase, for callbacks that put another loader in the place of the given one."""
+
+    order = -1000
+    seconds = 0.0
+
+    def __len__(self) -> int:
+        return N_BATCHES
+
+    def before_train(self) -> None:
+        self.start = overhead.clock()
+
+    def after_train(self) -> None:
+        self.seconds = overhead.clock() - self.start
+
+
+OF_IMAGES = {"BatchTransform(flip)", "CutMix", "ProgressiveResize"}
+OF_TENSORS = {"WeightedSampling"}  # they need a loader that they can ask for its samples
 
 
 def makers() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -74,6 +91,8 @@ def makers() -> Iterator[tuple[str, Callable[[], Any]]]:
 
 def loop_with(name: str, make: Callable[[], Any] | None, batches: Batches | None = None, path: str = ".") -> Loop:
     """A fit of one epoch of plain SGD with one more callback, or none."""
+    if name in OF_TENSORS:
+        return _loop_of_tensors(name, make)
     if name in OF_IMAGES:
         batches = image_batches() if batches is None else batches
         model: nn.Module = Images()
@@ -82,6 +101,14 @@ def loop_with(name: str, make: Callable[[], Any] | None, batches: Batches | None
     learn = overhead.quiet_learner(batches, cbs=None if make is None else make())
     learn.model, learn.path = model, Path(path)
     return Loop(name, partial(learn.fit, 1), batches)
+
+
+def _loop_of_tensors(name: str, make: Callable[[], Any] | None) -> Loop:
+    x, y = map(torch.cat, zip(*overhead.make_batches(), strict=True))
+    watch = Stopwatch()
+    learn = overhead.quiet_learner(overhead.make_batches(1), cbs=[watch, *([] if make is None else [make()])])
+    learn.dls = ll.DataLoaders(ll.TensorLoader(x, y, bs=BS, shuffle=True), learn.dls.valid, device="cpu")
+    return Loop(name, partial(learn.fit, 1), watch)  # type: ignore[arg-type]
 
 
 def by_hand(batches: Batches, mode: str) -> Loop:
@@ -105,9 +132,9 @@ def by_hand(batches: Batches, mode: str) -> Loop:
 
 def comparisons(path: str, only: str = "") -> tuple[list[Comparison], dict[str, str]]:
     """Every callback with the loop without it; and those that cannot run here, with the reason."""
-    bare = {is_image: loop_with("CutMix" if is_image else "", None) for is_image in (False, True)}
+    bare = {kind: loop_with(kind, None) for kind in ("", "CutMix", "WeightedSampling")}
     again = loop_with("nothing", None)._replace(name="the same loop again")
-    found, refused = [Comparison("train", again, bare[False])], {}
+    found, refused = [Comparison("train", again, bare[""])], {}
     data = overhead.make_batches()
     hand = overhead.hand_written(data)
     found += [Comparison("train", by_hand(data, mode), hand) for mode in ("bf16", "fp16")]
@@ -120,13 +147,16 @@ def comparisons(path: str, only: str = "") -> tuple[list[Comparison], dict[str, 
         except Exception as error:  # it needs something that is not here
             refused[name] = f"{type(error).__name__}: {str(error)[:80]}"
             continue
-        found.append(Comparison("train", with_it, bare[name in OF_IMAGES]))
+        kind = "CutMix" if name in OF_IMAGES else "WeightedSampling" if name in OF_TENSORS else ""
+        found.append(Comparison("train", with_it, bare[kind]))
     return found, refused
 
 
 def host_reads(name: str, path: str) -> float:
     """Tensors that a callback brings to the host, per batch."""
     make = dict(makers()).get(name)
+    if name in OF_TENSORS:
+        return 0.0  # nothing of theirs runs in a batch
     if name.startswith("by hand"):
         return overhead.host_reads(partial(by_hand, mode=name[-4:]))
     made = image_batches if name in OF_IMAGES else overhead.make_batches
@@ -179,26 +209,12 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def main() -> None:
-    options = _options()
+    parser = overhead.option_parser("Measures a training loop with each callback beside one without it.", 200)
+    parser.add_argument("--only", default="", metavar="NAME", help="rows whose name has this in it; writes no files")
+    options = parser.parse_args()
     torch.set_num_threads(1)
     found = report(options.rounds or (20 if options.quick else 200), options.only)
-    page, data = as_markdown(found), json.dumps(found, indent=2, ensure_ascii=False) + "\n"
-    print(data if options.json else page, end="")
-    folder = options.out or (None if options.quick or options.only else RESULTS)
-    if folder is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "callbacks.md").write_text(page)
-        (folder / "callbacks.json").write_text(data)
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measures a training loop with each callback beside one without it.")
-    parser.add_argument("--rounds", type=int, metavar="N", help="200, or 20 with --quick")
-    parser.add_argument("--quick", action="store_true", help="few rounds, no files unless --out says where")
-    parser.add_argument("--only", default="", metavar="NAME", help="rows whose name has this in it; writes no files")
-    parser.add_argument("--json", action="store_true", help="print JSON, no table")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where callbacks.json and callbacks.md go")
-    return parser.parse_args()
+    overhead.publish("callbacks", found, as_markdown(found), options, to_files=not options.only)
 
 
 if __name__ == "__main__":

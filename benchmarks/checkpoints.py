@@ -1,4 +1,4 @@
-"""What a checkpoint every 50 batches costs, its journal included, on the network of `examples/fashion_mnist.py`.
+"""What a checkpoint every 50 batches costs, its journal included, on a small convolutional network and Fashion-MNIST.
 
     python benchmarks/checkpoints.py [--fits N] [--out FOLDER]
 

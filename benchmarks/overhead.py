@@ -414,25 +414,31 @@ def _table(section: str, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    options = _options()
+    options = option_parser("Measures the loop beside a hand-written one, Ignite and fastai.", 300).parse_args()
     torch.set_num_threads(1)
     found = report(options.rounds or (20 if options.quick else 300), peers=not options.quick)
-    page, data = as_markdown(found), json.dumps(found, indent=2, ensure_ascii=False) + "\n"
+    publish("overhead", found, as_markdown(found), options)
+
+
+def publish(name: str, found: dict[str, Any], page: str, options: argparse.Namespace, to_files: bool = True) -> None:
+    """Prints a report, and writes it as a page and as JSON where the options say so."""
+    data = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     print(data if options.json else page, end="")
-    folder = options.out or (None if options.quick else RESULTS)
+    folder = options.out or (RESULTS if to_files and not options.quick else None)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "overhead.md").write_text(page)
-        (folder / "overhead.json").write_text(data)
+        (folder / f"{name}.md").write_text(page)
+        (folder / f"{name}.json").write_text(data)
 
 
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Measures the loop beside a hand-written one, Ignite and fastai.")
-    parser.add_argument("--rounds", type=int, metavar="N", help="300, or 20 with --quick")
+def option_parser(description: str, rounds: int) -> argparse.ArgumentParser:
+    """What benchmarks with rounds have in common."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--rounds", type=int, metavar="N", help=f"{rounds}, or 20 with --quick")
     parser.add_argument("--quick", action="store_true", help="few rounds, no peers, no files unless --out says where")
     parser.add_argument("--json", action="store_true", help="print JSON, no tables")
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where overhead.json and overhead.md go")
-    return parser.parse_args()
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the page and the JSON go")
+    return parser
 
 
 if __name__ == "__main__":

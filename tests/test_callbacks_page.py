@@ -20,8 +20,19 @@ def maker():
     return module
 
 
+@pytest.mark.slow  # a fit with every pair of callbacks: half a minute, more where the cores are shared
+@pytest.mark.timeout(600)
 def test_the_page_is_what_its_script_writes_now(maker):
     assert maker.PAGE.read_text() == maker.page(), "run `python docs/make_callbacks.py`"
+
+
+def test_the_page_names_every_callback_with_its_events_and_order(maker):
+    text = maker.PAGE.read_text()
+    for name, cls in maker.callbacks().items():
+        if cls is not ll.Callback:
+            row = next(line for line in text.splitlines() if line.startswith(f"| **{name}**"))
+            assert f"| {cls.order:g} |" in row and maker.doc_of(cls).replace("|", "\\|") in row
+            assert row.rstrip(" |").endswith(" ".join(f"`{event}`" for event in maker.events_of(cls)))
 
 
 def test_a_row_says_what_a_class_is(maker):

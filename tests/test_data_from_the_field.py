@@ -23,14 +23,6 @@ from tests.toys import Once, weights
 AdamW = partial(torch.optim.AdamW, weight_decay=0.0)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 def learner(dls, model, loss_func=None, **kwargs):
     """A learner without a table."""
     kwargs = {"lr": 0.01, "opt_func": AdamW, **kwargs}

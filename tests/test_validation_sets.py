@@ -21,14 +21,6 @@ from tests.toys import Heard
 matplotlib.use("Agg")
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 def mae(pred, y):
     return (pred - y).abs().mean()
 

@@ -23,15 +23,6 @@ from learnloop import (
 )
 from learnloop.data.keyed import random_states
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    former = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(former)
-
-
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
 

@@ -1,4 +1,4 @@
-"""What the tests of all callbacks share."""
+"""What all tests share."""
 
 import pytest
 import torch
