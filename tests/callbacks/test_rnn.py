@@ -182,7 +182,7 @@ def test_the_hidden_state_is_in_what_is_stored():
     stop = Once("after_batch", lambda cb: states.append(cb.learn.state_dict()), training=True)
     states = []
     learn.fit(1, cbs=stop)
-    assert [(name, list(state)) for name, state in states[0]["callbacks"] if name == "ModelResetter"] == [
+    assert [(name, list(state)) for name, state, _ in states[0]["callbacks"] if name == "ModelResetter"] == [
         ("ModelResetter", ["carried"])
     ]
 
@@ -220,8 +220,8 @@ def loss_of_first(pred, target):
     ("make", "beside"),
     [
         (ll.ModelResetter, [ll.RNNCallback]),
-        (ll.RNNCallback, []),
-        (lambda: ll.RNNRegularizer(2.0, 1.0), [ll.RNNCallback]),
+        (ll.RNNCallback, [ll.ModelResetter]),  # which stores what the model carries
+        (lambda: ll.RNNRegularizer(2.0, 1.0), [ll.ModelResetter, ll.RNNCallback]),
     ],
 )
 def test_they_keep_the_promises(make, beside):
