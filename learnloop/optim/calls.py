@@ -47,11 +47,20 @@ class Call:
     def take(self, new: Mapping[str, Any]) -> None:
         """Puts into each parameter's state what a stepper returned: lists item by item, anything else as it is."""
         for name, value in new.items():
-            listed = isinstance(value, list)
-            if not listed or value is not self.columns.get(name):  # else it was changed in place
+            if isinstance(value, (list, tuple)):
+                if value is not self.columns.get(name):  # else it was changed in place
+                    self._take_list(name, list(value))
+            else:
                 self.columns[name] = value
-                for i, state in enumerate(self.states):
-                    state[name] = value[i] if listed else value
+                for state in self.states:
+                    state[name] = value
+
+    def _take_list(self, name: str, values: list[Any]) -> None:
+        if len(values) != len(self.states):
+            raise ValueError(f"a stepper returned {len(values)} values of `{name}` for {len(self.states)} parameters.")
+        self.columns[name] = values
+        for state, value in zip(self.states, values, strict=True):
+            state[name] = value
 
 
 def resolved(stepper: Any, call: Call) -> Callable[..., Any]:

@@ -51,7 +51,7 @@ class Optimizer:
         self.cbs = list(L(cbs))
         known = {name: v for cb in self.cbs for name, v in _defaults_of(cb).items()}
         groups = as_groups(params)
-        _check_read({**defaults, **{name: v for group in groups for name, v in group.hypers.items()}}, self.cbs)
+        _check_read([*defaults, *(name for group in groups for name in group.hypers)], self.cbs)
         self._begin(groups, {**defaults, **{name: v for name, v in known.items() if name not in defaults}})
 
     def _begin(self, groups: Sequence[Group], hypers: Mapping[str, Any]) -> None:
@@ -83,7 +83,7 @@ class Optimizer:
         for call in self._calls.of(self):
             for stepper in call.steppers:
                 new = stepper(call.params, **{**call.columns, **call.hypers})
-                if new is not None:
+                if isinstance(new, dict):
                     call.take(new)
 
     def zero_grad(self) -> None:
@@ -273,7 +273,7 @@ def _defaults_of(stepper: Any) -> dict[str, Any]:
     return {**inner, **fixed, **getattr(stepper, "defaults", {})}
 
 
-def _check_read(hypers: Mapping[str, Any], steppers: Sequence[Callable[..., Any]]) -> None:
+def _check_read(hypers: Sequence[str], steppers: Sequence[Callable[..., Any]]) -> None:
     """TypeError for a hyper that no stepper reads."""
     read = {*COMMON, *(name for stepper in steppers for name in _defaults_of(stepper))}
     for stepper in steppers:

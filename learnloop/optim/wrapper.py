@@ -163,6 +163,8 @@ class OptimWrapper(Optimizer):
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """torch's step; parameters with the flag `do_wd=False` take part in it without weight decay."""
+        if closure is None and not self._decay_asked and len(self.optimizers) == 1:
+            return self.optimizers[0].step()  # the plain case, without the calls below
         if closure is not None and len(self.optimizers) > 1:
             raise NotImplementedError("several optimizers take no closure: each would call it.")
         exempt = self._exempt() if self._decay_asked else {}
@@ -213,9 +215,10 @@ class OptimWrapper(Optimizer):
 
     def zero_grad(self) -> None:
         """Sets every gradient to None."""
-        for _, group in self._groups():
-            for p in group["params"]:
-                p.grad = None
+        for opt in self.optimizers:
+            for group in opt.param_groups:
+                for p in group["params"]:
+                    p.grad = None
 
     def clear_state(self) -> None:
         """Forgets what torch's steps have gathered; keeps the flags."""

@@ -156,6 +156,29 @@ def test_a_stepper_over_lists_gets_tensors_in_lists_and_numbers_once():
     assert opt.state[a] == {"start": torch.tensor([3.0]), "step": 2}
 
 
+def test_what_torch_returns_for_a_list_may_become_state():
+    @list_stepper
+    def keep_squares(ps, **kwargs):
+        return {"squares": torch._foreach_mul(ps, ps)}
+
+    @list_stepper
+    def return_them(ps, **kwargs):
+        return ps  # as some of fastai's do; only a dict is state
+
+    a, b = param(2.0), param(3.0)
+    opt = stepped(Optimizer([a, b], [keep_squares, return_them], lr=0.1))
+    assert [opt.state[p]["squares"].item() for p in (a, b)] == [4.0, 9.0]
+
+
+def test_a_list_of_another_length_is_refused():
+    @list_stepper
+    def one(ps, **kwargs):
+        return {"one": [1]}
+
+    with pytest.raises(ValueError, match="a stepper returned 1 values of `one` for 2 parameters"):
+        stepped(Optimizer([param(1.0), param(2.0)], one, lr=0.1))
+
+
 def test_parameters_with_other_numbers_come_in_a_call_of_their_own():
     seen = []
 
