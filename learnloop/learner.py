@@ -612,7 +612,8 @@ class Learner(TrainingLoop):
     ) -> "Learner":
         """Reads weights and optimizer state into the learner, and returns it. No code of the file is run.
 
-        FileNotFoundError, `FileDamaged`, or a ValueError that says what does not fit; then nothing has changed.
+        Averages of the weights begin anew. FileNotFoundError, `FileDamaged`, or a ValueError that says what does not
+        fit; then nothing has changed.
         """
         path, former = weights_path(self, file), self.opt
         try:

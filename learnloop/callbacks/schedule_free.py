@@ -16,10 +16,10 @@ class ScheduleFreeCallback(Callback):
 
     `Learner(…, opt_func=schedulefree.AdamWScheduleFree, cbs=ScheduleFreeCallback())`. Outside of a training phase the
     model holds the averaged weights: for validation, for predictions, and for what `learn.save` writes then. A state
-    taken in the middle of a phase holds the weights of training, and a resume goes on with them. After `learn.load` the
-    average is that of the file, or begins anew with the loaded weights where the optimizer's state was not in it. Works
-    with every optimizer that has `train()` and `eval()`. Cost per batch: none; a validation inside a training phase
-    copies the weights.
+    taken in the middle of a phase holds the weights of training, as the model does after Ctrl-C: a resume goes on with
+    them. After `learn.load` the average is that of the file, or begins anew with the loaded weights where the
+    optimizer's state was not in it. Works with every optimizer that has `train()` and `eval()`. Cost per batch: none; a
+    validation inside a training phase copies the weights.
     """
 
     _is_training = False  # between `before_train` and `cleanup_train`
@@ -41,9 +41,10 @@ class ScheduleFreeCallback(Callback):
         self.learn.opt.train()
 
     def cleanup_train(self) -> None:
+        learn = self.learn
         self._is_training = False
-        if self.learn.opt is not None:
-            self.learn.opt.eval()
+        if learn.opt is not None and not learn.interrupted:  # after Ctrl-C `resume` goes on with the very weights
+            learn.opt.eval()
 
     @torch.no_grad()
     def before_validate(self) -> None:

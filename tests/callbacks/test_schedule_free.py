@@ -1,6 +1,7 @@
 """ScheduleFreeCallback: weights of training in training, averaged weights everywhere else."""
 
 import copy
+import signal
 
 import pytest
 import torch
@@ -219,6 +220,24 @@ def test_loaded_in_a_validation_inside_a_training_phase_they_stay(tmp_path):
 def test_loading_before_there_is_an_optimizer_works(tmp_path):
     learner(path=tmp_path).save("new")
     assert weights(learner(path=tmp_path).load("new", with_opt=False)) == weights(learner())
+
+
+def test_a_fit_that_was_stopped_goes_on_to_the_very_weights_here_and_from_its_state():
+    def stop(cb):
+        if cb.training and cb.train_iter == 7 and not resumed:
+            signal.raise_signal(signal.SIGINT)
+
+    resumed = []
+    plain, stopped, other = learner(), learner([Callback(after_batch=stop)]), learner()
+    plain.fit(3)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(3)
+    resumed.append(True)
+    other.load_state_dict(stopped.state_dict())
+    for one in (stopped, other):
+        one.resume()
+    assert weights(plain) == weights(stopped) == weights(other)
+    assert mode(stopped) == mode(other) == "eval"
 
 
 def test_another_optimizer_is_refused():
