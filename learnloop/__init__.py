@@ -24,6 +24,8 @@ from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, t
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
 from learnloop.export import load_learner
+from learnloop.insight.activations import ActivationStats, HookCallback
+from learnloop.insight.gradients import GradientStats
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
@@ -170,6 +172,7 @@ __all__ = [
     "APScoreBinary",
     "APScoreMulti",
     "AccumMetric",
+    "ActivationStats",
     "ActivationType",
     "Adam",
     "AvgLoss",
@@ -217,9 +220,11 @@ __all__ = [
     "GatherPredsCallback",
     "GradientAccumulation",
     "GradientClip",
+    "GradientStats",
     "HammingLoss",
     "HammingLossMulti",
     "Hook",
+    "HookCallback",
     "Hooks",
     "Jaccard",
     "JaccardCoeff",

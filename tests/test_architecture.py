@@ -26,7 +26,7 @@ LAYERS = (
     "loop.fits",
     "loop.training_loop",
     "callbacks.modes  callbacks.recorder  callbacks.schedule  checkpoint",
-    "callbacks  export",
+    "callbacks  export  insight",
     "learner",
     "learnloop  testing",
     "all  __main__",
@@ -37,7 +37,7 @@ FOLDERS = {
     "optim": {"optim"},
     "loop": {"loop", "data"},
     "callbacks": {"callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots"},
-    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "modules"},
 }
 
 
@@ -261,6 +261,7 @@ READ = {
     "run_train": "loop/test_dispatch.py::test_run_train_and_run_valid_filter_all_events_of_the_batch_span_but_cleanups",
     "run_valid": "loop/test_dispatch.py::test_run_train_and_run_valid_filter_all_events_of_the_batch_span_but_cleanups",
     "tasks": "loop/test_callback.py::test_it_takes_part_only_in_its_tasks_cleanups_included",
+    "reads_only": "insight/test_activations.py::test_callbacks_that_only_read_say_so_and_leave_weights_and_random_states_alone",
     "_stateattrs": "loop/test_callback.py::test_its_state_is_what_is_named_and_set",
     "_not_events": "loop/test_callback.py::test_not_events_silences_both",
 }
