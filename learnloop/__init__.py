@@ -27,6 +27,7 @@ from learnloop.export import load_learner
 from learnloop.insight.activations import ActivationStats, HookCallback
 from learnloop.insight.gradients import GradientStats
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
+from learnloop.insight.summary import layer_info, model_sizes, num_features_model
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import (
@@ -321,6 +322,7 @@ __all__ = [
     "lamb_step",
     "larc_layer_lr",
     "larc_step",
+    "layer_info",
     "lion_step",
     "list_stepper",
     "load_learner",
@@ -328,11 +330,13 @@ __all__ = [
     "mae",
     "minimum",
     "mk_metric",
+    "model_sizes",
     "momentum_step",
     "mse",
     "msle",
     "norm_bias_params",
     "num_distrib",
+    "num_features_model",
     "optim_metric",
     "params",
     "qhadam_step",

@@ -26,6 +26,7 @@ from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
+from learnloop.insight.summary import ModelSummary, summarize
 from learnloop.loop.callback import Callback, nearest
 from learnloop.loop.dispatch import listed
 from learnloop.loop.events import LOOP
@@ -579,6 +580,14 @@ class Learner(TrainingLoop):
         return self.remove_cbs([ChannelsLast, MixedPrecision] if to_fp32 else ChannelsLast)
 
     # Showing
+
+    def summary(self, batch: Any = None) -> ModelSummary:
+        """The model layer by layer: shapes, parameters, groups, memory, multiply-adds; text in a terminal, else HTML.
+
+        From one batch as the loaders give it (default: the first one for training) in eval mode, with the callbacks.
+        Nothing of the learner moves. `.layers`, `.n_params`, `.n_macs` and the rest are there as numbers.
+        """
+        return summarize(self, batch)
 
     def show_training_loop(self) -> None:
         """Prints every event in firing order with the callbacks that hear it, in their order."""

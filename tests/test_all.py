@@ -53,9 +53,8 @@ METHODS = {
 }
 
 #: Those that the library does not have yet. Take a name out when it comes.
-TO_COME = """CSVLogger ShowGraphCallback ModelResetter RNNCallback RNNRegularizer rnn_cbs
-    HookCallback ActivationStats layer_info model_sizes num_features_model"""
-METHODS_TO_COME = "summary"
+TO_COME = """CSVLogger ShowGraphCallback ModelResetter RNNCallback RNNRegularizer rnn_cbs"""
+METHODS_TO_COME = ""
 
 
 def missing_methods():

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "learnloop"
 #: From the bottom to the top: a module imports only from rows above its own in this list. A folder stands for those of
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
-    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
+    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine  html",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",
@@ -33,11 +33,11 @@ LAYERS = (
 )
 #: What the modules of a folder may import at all.
 FOLDERS = {
-    "data": {"data"},
-    "optim": {"optim"},
-    "loop": {"loop", "data"},
-    "callbacks": {"callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots"},
-    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "modules"},
+    "data": {"data", "html"},
+    "optim": {"optim", "html"},
+    "loop": {"loop", "data", "html"},
+    "callbacks": {"callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots", "html"},
+    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "modules", "html"},
 }
 
 
@@ -261,7 +261,7 @@ READ = {
     "run_train": "loop/test_dispatch.py::test_run_train_and_run_valid_filter_all_events_of_the_batch_span_but_cleanups",
     "run_valid": "loop/test_dispatch.py::test_run_train_and_run_valid_filter_all_events_of_the_batch_span_but_cleanups",
     "tasks": "loop/test_callback.py::test_it_takes_part_only_in_its_tasks_cleanups_included",
-    "reads_only": "insight/test_activations.py::test_callbacks_that_only_read_say_so_and_leave_weights_and_random_states_alone",
+    "reads_only": "insight/test_activations.py::test_what_only_reads_says_so_and_leaves_the_training_alone",
     "_stateattrs": "loop/test_callback.py::test_its_state_is_what_is_named_and_set",
     "_not_events": "loop/test_callback.py::test_not_events_silences_both",
 }

@@ -8,7 +8,7 @@ from fastcore.foundation import L
 from torch import Tensor, nn
 
 from learnloop import plots
-from learnloop.data.batches import elements
+from learnloop.data.batches import tensors_in
 from learnloop.insight.hooks import Hooks
 from learnloop.insight.series import Series
 from learnloop.loop.callback import Callback
@@ -145,7 +145,7 @@ class ActivationStats(HookCallback):
         """A vector for each tensor in the output: the three numbers, then the histogram."""
         if self.learn is None or not self.learn.training:
             return []
-        return [self._described(x) for x in _tensors_in(o) if x.numel()]
+        return [self._described(x) for x in tensors_in(o) if x.numel()]
 
     @torch.no_grad()
     def _described(self, x: Tensor) -> Tensor:
@@ -299,11 +299,3 @@ def _of_output(numbers: Tensor, layout: list[int], layer: int, output: int) -> T
     if output < layout[layer]:
         return numbers[:, sum(layout[:layer]) + output]
     return torch.full_like(numbers[:, 0], torch.nan)
-
-
-def _tensors_in(output: Any) -> Iterator[Tensor]:
-    """The tensors of an output of any structure, in order."""
-    if isinstance(output, Tensor):
-        yield output
-    for part in elements(output) or ():
-        yield from _tensors_in(part)

@@ -287,7 +287,7 @@ def test_a_resumed_fit_has_all_statistics():
 
 
 @pytest.mark.parametrize("make", [lambda: ll.ActivationStats(with_hist=True), lambda: ll.ActivationStats(every=2)])
-def test_callbacks_that_only_read_say_so_and_leave_weights_and_random_states_alone(make):
+def test_what_only_reads_says_so_and_leaves_the_training_alone(make):
     assert make().reads_only
     found = []
     for cbs in ([], [make()]):
