@@ -27,6 +27,8 @@ from learnloop.export import load_learner
 from learnloop.insight.activations import ActivationStats, HookCallback
 from learnloop.insight.gradients import GradientStats
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
+from learnloop.insight.interpret import ClassificationInterpretation, Interpretation
+from learnloop.insight.sample_losses import SampleLosses
 from learnloop.insight.summary import layer_info, model_sizes, num_features_model
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
@@ -111,6 +113,7 @@ from learnloop.optim.steppers import (
     weight_decay,
 )
 from learnloop.optim.wrapper import OptimWrapper
+from learnloop.plots import plot_histories
 from learnloop.scores import (
     AccumMetric,
     ActivationType,
@@ -197,6 +200,7 @@ __all__ = [
     "CancelTrainException",
     "CancelValidException",
     "ChannelsLast",
+    "ClassificationInterpretation",
     "CohenKappa",
     "CollectDataCallback",
     "Compile",
@@ -227,6 +231,7 @@ __all__ = [
     "Hook",
     "HookCallback",
     "Hooks",
+    "Interpretation",
     "Jaccard",
     "JaccardCoeff",
     "JaccardCoeffMulti",
@@ -274,6 +279,7 @@ __all__ = [
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "SampleLosses",
     "SaveModelCallback",
     "SchedCos",
     "SchedExp",
@@ -339,6 +345,7 @@ __all__ = [
     "num_features_model",
     "optim_metric",
     "params",
+    "plot_histories",
     "qhadam_step",
     "radam_step",
     "ranger",

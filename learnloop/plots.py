@@ -22,6 +22,7 @@ __all__ = [
     "plot_rates",
     "plot_samples",
     "plot_schedules",
+    "plot_values",
     "subplots",
 ]
 
@@ -91,10 +92,15 @@ def plot_schedules(hps: Mapping[str, Sequence[float]], figsize: tuple[float, flo
     if not hps:
         raise ValueError("there is no hyper-parameter to plot. Train with a schedule first, as `fit_one_cycle` does.")
     fig, axes = subplots(len(hps), figsize=figsize)
+    plot_values(axes, hps)
+    return fig
+
+
+def plot_values(axes: Sequence[Axes], hps: Mapping[str, Sequence[float]]) -> None:
+    """Each hyper-parameter over the training batches, in axes of its own."""
     for ax, (name, values) in zip(axes, hps.items(), strict=True):
         ax.plot(values, color=TRAIN, lw=2)
         _label(ax, "steps", name)
-    return fig
 
 
 def plot_rates(
@@ -251,7 +257,7 @@ def plot_columns(
             x, y = _points(history, name)
             ax.plot(x, y, color=color, lw=1.5, marker=marker, ms=4, label=name)
         _label(ax, "epoch", title)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
         if len(names) > 1:
             ax.legend(frameon=False)
 
@@ -280,7 +286,7 @@ def plot_histories(
             x, y = _points(rows[name], column)
             ax.plot(x, y, color=color, lw=1.5, marker=marker, ms=4, label=name)
         _label(ax, "epoch", column)
-        ax.xaxis.get_major_locator().set_params(integer=True)
+        ax.locator_params(axis="x", integer=True)
         ax.legend(frameon=False)
     return fig
 

@@ -16,7 +16,8 @@ PACKAGE = ROOT / "learnloop"
 #: From the bottom to the top: a module imports only from rows above its own in this list. A folder stands for those of
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
-    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine  html",
+    "html",
+    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",

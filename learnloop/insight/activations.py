@@ -43,7 +43,7 @@ class HookCallback(Callback):
         self.every, self.remove_end, self.is_forward, self.detach, self.cpu = every, remove_end, is_forward, detach, cpu
         self.include_paramless, self._finds_modules = include_paramless, modules is None
         if hook is not None:
-            self.hook = hook  # type: ignore[method-assign]
+            self.hook = hook  # type: ignore[assignment, method-assign]
 
     def hook(self, m: nn.Module, i: Any, o: Any) -> Any:
         """What happens when a module has run; what it returns is stored, and changes nothing in the model."""

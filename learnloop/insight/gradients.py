@@ -56,13 +56,14 @@ class GradientStats(Callback):
         self._params = [p for p in self._layer if p.grad is not None]
         if self._params:
             self._before = [p.detach().clone() for p in self._params]
-            gradients = [g.coalesce().values() if g.is_sparse else g for g in (p.grad for p in self._params)]
-            self._norms = [self._per_layer(gradients), self._per_layer(self._before)]
+            gradients: list[Any] = [p.grad for p in self._params]
+            dense = [g.coalesce().values() if g.is_sparse else g for g in gradients]
+            self._norms = [self._per_layer(dense), self._per_layer(self._before)]
 
     @torch.no_grad()
     def after_step(self) -> None:
         if self._params and self.learn.stepped:
-            moved = torch._foreach_sub([p.detach() for p in self._params], self._before)
+            moved = list(torch._foreach_sub([p.detach() for p in self._params], self._before))
             of_gradients, of_weights = self._norms
             row = torch.stack([of_gradients, self._per_layer(moved), of_weights], 1)
             self._rows.append(self.learn.opt_iter - 1, row)

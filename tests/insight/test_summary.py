@@ -215,7 +215,7 @@ def test_in_a_cell_it_is_a_table_with_everything_escaped():
 
 
 def test_layer_info_is_that_of_fastai():
-    """fastai 2.8.12, on the same network; but a batch of one there, and weights alone tell that there are parameters."""
+    """fastai 2.8.12, on the same network."""
     found = ll.layer_info(image_learner(), torch.rand(1, 1, 8, 8))
     assert list(map(tuple, found)) == [
         ("Conv2d", 40, True, (1, 4, 8, 8), False),
