@@ -644,7 +644,7 @@ class Learner(TrainingLoop):
             ("model", f"{type(self.model).__name__}, {n:,} parameters{'' if trained or not n else ', none trained'}"),
             ("data", repr(self.dls)),
             ("loss", getattr(self.loss_func, "__name__", None) or repr(self.loss_func)),
-            ("optimizer", repr(self.opt) if self.opt is not None else "made at the first fit"),
+            ("optimizer", repr(self.opt).split("\n")[0] if self.opt is not None else "made at the first fit"),
             ("metrics", ", ".join(m.name for m in self.metrics)),
             ("callbacks", ", ".join(map(repr, self.cbs))),
             ("last epoch", ", ".join(f"{k} {v:.6f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())),

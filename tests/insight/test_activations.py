@@ -1,5 +1,6 @@
 """HookCallback and ActivationStats. Numbers of statistics are compared with fastai 2.8.12, or with torch by hand."""
 
+import matplotlib
 import pytest
 import torch
 from fastcore.basics import noop
@@ -8,6 +9,16 @@ from torch import nn
 import learnloop as ll
 from learnloop.testing import check_callback
 from tests.resuming import assert_resumes_exactly
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
 
 
 def network():

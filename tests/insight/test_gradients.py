@@ -2,6 +2,7 @@
 
 import math
 
+import matplotlib
 import pytest
 import torch
 from torch import nn
@@ -9,6 +10,16 @@ from torch import nn
 import learnloop as ll
 from learnloop.testing import check_callback, toy_learner
 from tests.resuming import assert_resumes_exactly
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+
+
+@pytest.fixture(autouse=True)
+def no_figures_left():
+    yield
+    plt.close("all")
 
 
 def flat(tensors):
