@@ -38,6 +38,11 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "MixedPrecision('fp16')": lambda: ll.MixedPrecision("fp16", init_scale=1024.0),
     "EMA()": lambda: ll.EMA(),
     "SWA(0, every=1)": lambda: ll.SWA(0, every=1),
+    "HookCallback()": lambda: ll.HookCallback(),
+    "ActivationStats()": lambda: ll.ActivationStats(),
+    "ActivationStats(every=10)": lambda: ll.ActivationStats(every=10),
+    "GradientStats()": lambda: ll.GradientStats(),
+    "GradientStats(every=10)": lambda: ll.GradientStats(every=10),
     "FreezeUntil(0)": lambda: ll.FreezeUntil(0, groups=slice(None)),
 }
 #: Those that every loop here has, or that are no callback to put on a learner by hand.

@@ -29,6 +29,7 @@ def test_the_lessons_are_these():
         "05_any_batch_any_model",
         "06_groups_and_fine_tuning",
         "07_two_optimizers",
+        "10_looking_inside",
     ]
 
 

@@ -12,7 +12,7 @@ from learnloop.data.keyed import indices_of, preserved_randomness, random_states
 from learnloop.data.once import nth, samples_at
 from learnloop.insight.samples import drawable, label_text, split_batch, vocab_of
 from learnloop.loop.callback import Callback
-from learnloop.loop.passes import place
+from learnloop.loop.passes import key_of, place
 from learnloop.losses import per_sample, unreduced
 
 
@@ -23,7 +23,7 @@ class SampleLosses(Callback):
     torch's own; for all others `indices` tells. In `after_loss` the loss function is called once more, not reduced and
     without gradients; whether it draws random numbers is found out in the first batch, and such a one gets them back.
     What mixes or replaces samples (MixUp, OverfitBatch) leaves none that these numbers could belong to. Source: Huang
-    et al., O2U-Net, ICCV 2019. Cost per batch: a second loss, 20 to 30 µs for a small one; 4 bytes of host memory per
+    et al., O2U-Net, ICCV 2019. Cost per batch: a second loss, about 60 µs for a small one; 4 bytes of host memory per
     sample and epoch; nothing waits for the device before the end of a phase.
     """
 
@@ -45,8 +45,8 @@ class SampleLosses(Callback):
 
     def _drop(self) -> None:
         self._taken: Any = None  # numbers and losses of the batch in hand
-        self._recent: list[tuple[Tensor, Tensor]] = []  # those of the batches before, in this phase
-        self._order: Any = None  # loader and key of a pass, and the numbers of the samples in its batches
+        self._recent: list[tuple[Any, Tensor]] = []  # those of the batches before, in this phase
+        self._order: Any = None  # a loader, the number of a pass over it, and those of the samples in its batches
 
     # The events
 
@@ -81,10 +81,9 @@ class SampleLosses(Callback):
             loss = single(to_detach(learn.pred, cpu=False), *learn.yb)
         return per_sample(loss.detach(), find_bs(learn.yb))
 
-    def _numbers(self, n: int) -> Tensor:
+    def _numbers(self, n: int) -> Any:
         """The numbers of the samples in this batch."""
-        found = self._told() if self.indices is None else self.indices(self)
-        numbers = torch.as_tensor(list(found) if isinstance(found, range) else found).reshape(-1)
+        numbers = self._told() if self.indices is None else self.indices(self)
         if len(numbers) != n:
             raise ValueError(
                 f"SampleLosses: the batch has {n} samples, and {len(numbers)} numbers came for it. A callback that "
@@ -93,15 +92,16 @@ class SampleLosses(Callback):
         return numbers
 
     def _told(self) -> Any:
-        dl, key, number = place(self.learn)
-        if self._order is None or self._order[0] is not dl or self._order[1] != key:
+        dl, pass_number, number = place(self.learn)
+        if self._order is None or self._order[0] is not dl or self._order[1] != pass_number:
+            key = key_of(self.learn, dl, pass_number)
             order = indices_of(dl, key, getattr(self.learn.dls, "keyed", True))
             if order is None:
                 raise ValueError(
                     f"SampleLosses needs to know which samples a batch holds, and {type(dl).__name__} does not tell. "
                     'Pass a function that does: `SampleLosses(indices=lambda cb: cb.x["index"])`.'
                 )
-            self._order = dl, key, order
+            self._order = dl, pass_number, order
         return self._order[2][number]
 
     def after_batch(self) -> None:
@@ -125,7 +125,7 @@ class SampleLosses(Callback):
         """Adds up the losses since the last time: one transfer to the host."""
         if not self._recent:
             return
-        numbers = torch.cat([n.cpu() for n, _ in self._recent])
+        numbers = torch.cat([torch.as_tensor(n, dtype=torch.long).cpu().reshape(-1) for n, _ in self._recent])
         losses = torch.cat([values for _, values in self._recent]).float().cpu()
         n = max(int(numbers.max()) + 1, len(self._counts))
         self._totals, self._counts = (torch.nn.functional.pad(t, (0, n - len(t))) for t in (self._totals, self._counts))

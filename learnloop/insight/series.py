@@ -8,6 +8,14 @@ from torch import Tensor
 FOLD = 256  # single rows kept before they become one tensor: bounds the memory of long fits
 
 
+def joined(numbers: list[Tensor]) -> Tensor:
+    """Single numbers and vectors as one vector, on the device of the last where a model lies on several."""
+    device = numbers[-1].device
+    if any(n.device != device for n in numbers):
+        numbers = [n.to(device) for n in numbers]
+    return torch.hstack(numbers) if any(n.ndim for n in numbers) else torch.stack(numbers)
+
+
 class Series:
     """Tensors of one shape, each with the number of its training batch; `numbers()` brings them to the host at once."""
 
