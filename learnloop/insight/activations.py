@@ -20,8 +20,8 @@ class HookCallback(Callback):
 
     What it returns is in `hooks.stored`, one per module, until the next batch. The hooks are on the model from
     `before_fit` to `cleanup_fit`; with `every=n` from `before_batch` to `cleanup_batch` of the training batches 0, n,
-    2n, … alone, and all others run without them. Source: docs.fast.ai/callback.hook. Cost per batch on a
-    CPU: 15 to 20 µs for each hook, and what it does.
+    2n, … alone, and all others run without them. Source: docs.fast.ai/callback.hook. Cost per batch on a CPU: 15 to
+    20 µs for each hook, and what it does.
     """
 
     hooks: Hooks | None = None  # those on the model, or the last that were

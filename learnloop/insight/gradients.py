@@ -31,7 +31,7 @@ class GradientStats(Callback):
         self.every = every
         self.names: list[str] = []  # of the layers, in the model
         self._layers: list[int] = []  # the number of the layer of each parameter
-        self._rows = Series()  # norms of gradients, updates and weights, (3 * parameters,), NaN for those that stay
+        self._rows = Series()  # norms of gradients, updates and weights, (3 * parameters,), -1 for those that stay
         self._drop()
 
     def _drop(self) -> None:
@@ -80,7 +80,7 @@ class GradientStats(Callback):
         found = [*self._norms[:n], *_norms(self._copies), *self._norms[n:]]
         row = joined(found)
         if n < len(self._params):
-            whole = row.new_full((len(NUMBERS), len(self._params)), torch.nan)
+            whole = row.new_full((len(NUMBERS), len(self._params)), -1.0)
             whole[:, self._moving] = row.view(len(NUMBERS), n)
             row = whole.view(-1)
         self._rows.append(self.learn.opt_iter - 1, row)
@@ -122,10 +122,10 @@ class GradientStats(Callback):
         """Norms of whole layers, shape (updates, 3, layers): the parameters of each as one vector."""
         rows = self._rows.numbers().reshape(len(self._rows), len(NUMBERS), len(self._layers)).double()
         layers = torch.tensor(self._layers, dtype=torch.long)
-        has_any = torch.zeros(*rows.shape[:2], len(self.names)).index_add_(2, layers, rows.isfinite().float())
-        squares = torch.zeros(*rows.shape[:2], len(self.names), dtype=torch.double)
-        norms = squares.index_add_(2, layers, torch.nan_to_num(rows.square(), posinf=torch.inf)).sqrt()
-        return torch.where(has_any > 0, norms, torch.nan)
+        stays = rows == -1
+        nothing = torch.zeros(*rows.shape[:2], len(self.names), dtype=torch.double)
+        norms = nothing.index_add(2, layers, rows.square().masked_fill(stays, 0.0)).sqrt()
+        return norms.masked_fill(nothing.index_add(2, layers, (~stays).double()) == 0, torch.nan)
 
     def _by_layer(self, numbers: Tensor) -> dict[str, list[float]]:
         return {name: numbers[:, i].tolist() for i, name in enumerate(self.names)}

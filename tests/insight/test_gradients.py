@@ -102,6 +102,16 @@ def test_a_frozen_layer_has_no_numbers():
     assert stats.norms["1"][0] > 0
 
 
+def test_gradients_that_are_infinite_or_no_number_are_seen():
+    def spoil(cb):
+        cb.model[0].bias.grad[0] = math.inf if cb.learn.opt_iter == 0 else math.nan
+
+    learn = toy_learner(cbs=[stats := ll.GradientStats(), ll.Callback(before_step=spoil)])
+    learn.fit(n_step=2)
+    first, second = stats.norms["0"]
+    assert math.isinf(first) and math.isnan(second)
+
+
 def test_shared_weights_belong_to_the_first_layer_that_has_them():
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 1))
     model[1].weight, model[1].bias = model[0].weight, model[0].bias
