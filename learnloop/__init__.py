@@ -29,7 +29,12 @@ from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, t
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
 from learnloop.export import load_learner
+from learnloop.insight.activations import ActivationStats, HookCallback
+from learnloop.insight.gradients import GradientStats
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
+from learnloop.insight.interpret import ClassificationInterpretation, Interpretation
+from learnloop.insight.sample_losses import SampleLosses
+from learnloop.insight.summary import layer_info, model_sizes, num_features_model
 from learnloop.learner import Learner, before_batch_cb, defaults
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import (
@@ -113,6 +118,7 @@ from learnloop.optim.steppers import (
     weight_decay,
 )
 from learnloop.optim.wrapper import OptimWrapper
+from learnloop.plots import plot_histories
 from learnloop.scores import (
     AccumMetric,
     ActivationType,
@@ -175,6 +181,7 @@ __all__ = [
     "APScoreBinary",
     "APScoreMulti",
     "AccumMetric",
+    "ActivationStats",
     "ActivationType",
     "Adam",
     "AvgLoss",
@@ -200,6 +207,7 @@ __all__ = [
     "CancelValidException",
     "ChannelsLast",
     "Checkpoint",
+    "ClassificationInterpretation",
     "CohenKappa",
     "CollectDataCallback",
     "Compile",
@@ -224,10 +232,13 @@ __all__ = [
     "GatherPredsCallback",
     "GradientAccumulation",
     "GradientClip",
+    "GradientStats",
     "HammingLoss",
     "HammingLossMulti",
     "Hook",
+    "HookCallback",
     "Hooks",
+    "Interpretation",
     "JSONLLogger",
     "Jaccard",
     "JaccardCoeff",
@@ -280,6 +291,7 @@ __all__ = [
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "SampleLosses",
     "SaveModelCallback",
     "SchedCos",
     "SchedExp",
@@ -329,6 +341,7 @@ __all__ = [
     "lamb_step",
     "larc_layer_lr",
     "larc_step",
+    "layer_info",
     "lion_step",
     "list_stepper",
     "load_learner",
@@ -336,13 +349,16 @@ __all__ = [
     "mae",
     "minimum",
     "mk_metric",
+    "model_sizes",
     "momentum_step",
     "mse",
     "msle",
     "norm_bias_params",
     "num_distrib",
+    "num_features_model",
     "optim_metric",
     "params",
+    "plot_histories",
     "qhadam_step",
     "radam_step",
     "ranger",

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from fastcore.basics import noop
 from fastcore.foundation import L
+from torch import nn
 
+from learnloop import html
 from learnloop.callbacks.checkpoints import stored_for
 from learnloop.callbacks.data import augmenting
 from learnloop.callbacks.execution import ChannelsLast
@@ -29,6 +31,8 @@ from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed, preserved_randomness
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
+from learnloop.insight.samples import show_batch, show_results
+from learnloop.insight.summary import ModelSummary, summarize
 from learnloop.loop.callback import Callback, nearest
 from learnloop.loop.dispatch import listed
 from learnloop.loop.events import LOOP
@@ -39,6 +43,7 @@ from learnloop.loop.state import capture_or_point, restore
 from learnloop.loop.training_loop import TrainingLoop
 from learnloop.losses import unreduced
 from learnloop.metrics import mk_metric
+from learnloop.modules import total_params
 from learnloop.optim.algorithms import Adam
 from learnloop.optim.groups import by_name, norm_bias_params, trainable_params, with_names
 from learnloop.optim.optimizer import NothingToTrain
@@ -679,6 +684,25 @@ class Learner(TrainingLoop):
 
     # Showing
 
+    def summary(self, batch: Any = None) -> ModelSummary:
+        """The model layer by layer: shapes, parameters, groups, memory, multiply-adds; text in a terminal, else HTML.
+
+        From one batch as the loaders give it (default: the first one for training) in eval mode, with the callbacks.
+        Nothing of the learner moves. `.layers`, `.n_params`, `.n_macs` and the rest are there as numbers.
+        """
+        return summarize(self, batch)
+
+    def show_batch(self, ds_idx: int | str = 0, dl: Any = None, max_n: int = 9, **kwargs: Any) -> Any:
+        """Draws the first samples of a loader with their targets; `kwargs`: cols, figsize. Returns the figure.
+
+        Images have the shape (c, h, w) or (h, w), vectors are lines, anything else is text; `dls.vocab` names classes.
+        """
+        return show_batch(self, ds_idx, dl, max_n, **kwargs)
+
+    def show_results(self, ds_idx: int | str = 1, dl: Any = None, max_n: int = 9, **kwargs: Any) -> Any:
+        """Draws the first samples of a loader with targets and predictions; else like `show_batch`."""
+        return show_results(self, ds_idx, dl, max_n, **kwargs)
+
     def show_training_loop(self) -> None:
         """Prints every event in firing order with the callbacks that hear it, in their order."""
         for event in LOOP:
@@ -709,6 +733,22 @@ class Learner(TrainingLoop):
 
     def __repr__(self) -> str:
         return f"Learner({type(self.model).__name__}, {self.dls!r}, cbs={list(self.cbs)})"
+
+    def _repr_html_(self) -> str:
+        """What it is made of, and the last row of its training, as a table."""
+        n, trained = total_params(self.model) if isinstance(self.model, nn.Module) else (0, False)
+        recorder = self.__dict__.get("recorder")
+        row = recorder.history[-1] if recorder is not None and recorder.history else {}
+        rows = [
+            ("model", f"{type(self.model).__name__}, {n:,} parameters{'' if trained or not n else ', none trained'}"),
+            ("data", repr(self.dls)),
+            ("loss", getattr(self.loss_func, "__name__", None) or repr(self.loss_func)),
+            ("optimizer", repr(self.opt).split("\n")[0] if self.opt is not None else "made at the first fit"),
+            ("metrics", ", ".join(m.name for m in self.metrics)),
+            ("callbacks", ", ".join(map(repr, self.cbs))),
+            ("last epoch", ", ".join(f"{k} {v:.6f}" if isinstance(v, float) else f"{k} {v}" for k, v in row.items())),
+        ]
+        return html.table([row for row in rows if row[1]], caption="Learner")
 
 
 def before_batch_cb(function: Callable[..., tuple[Any, Any]]) -> Callback:

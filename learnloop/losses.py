@@ -26,6 +26,7 @@ __all__ = [
     "LabelSmoothingCrossEntropyFlat",
     "MSELossFlat",
     "NoneReduce",
+    "per_sample",
     "reduce_loss",
     "unreduced",
 ]
@@ -70,6 +71,19 @@ def unreduced(
         yield single
     finally:
         replace(loss_func)
+
+
+def per_sample(
+    loss: Tensor,  # what an unreduced loss gave
+    n: int,  # samples in the batch
+) -> Tensor:
+    """One number per sample, from one or several values for each; ValueError where `loss` has none."""
+    if loss.ndim == 0 or loss.numel() % n:
+        raise ValueError(
+            f'`loss_func` gave shape {tuple(loss.shape)} for {n} samples even with reduction="none", which is no loss '
+            "per sample. Give it a `reduction` that it follows."
+        )
+    return loss if loss.shape == (n,) else loss.reshape(n, -1).mean(1)
 
 
 #: fastai's name for it: `with NoneReduce(loss_func) as lf: …`

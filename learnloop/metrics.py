@@ -9,6 +9,7 @@ import torch
 from fastcore.basics import camel2snake, class2attr
 from torch import Tensor, nn
 
+from learnloop import html
 from learnloop.data.batches import find_bs, find_device, to_detach
 
 __all__ = [
@@ -54,6 +55,13 @@ class Metric:
     def name(self) -> str:
         """The column's title: the class name in snake case, without `Metric`."""
         return class2attr(self, "Metric")
+
+    def __repr__(self) -> str:
+        on = "" if self.on is None else f", on={self.on!r}"
+        return f"{type(self).__name__}({self.name}{on})"
+
+    def _repr_html_(self) -> str:
+        return html.code(repr(self))
 
     def state_dict(self) -> dict[str, Any]:
         """What was gathered so far: every attribute made of numbers and tensors. Override it for other kinds."""

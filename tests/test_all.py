@@ -52,26 +52,14 @@ METHODS = {
     ll.Recorder: "plot_loss plot_sched plot_lr_find",
 }
 
-#: Those that the library does not have yet. Take a name out when it comes.
-TO_COME = "HookCallback ActivationStats layer_info model_sizes num_features_model"
-METHODS_TO_COME = "summary"
+
+def test_every_name_of_fastai_is_there():
+    assert NAMES - {*star.__all__} == set()
 
 
-def missing_methods():
-    return {name for cls, names in METHODS.items() for name in names.split() if not hasattr(cls, name)}
-
-
-def test_every_name_of_fastai_is_there_but_for_those_to_come():
-    assert NAMES - {*star.__all__} - {*TO_COME.split()} == set()
-
-
-def test_every_method_of_fastai_is_there_but_for_those_to_come():
-    assert missing_methods() - {*METHODS_TO_COME.split()} == set()
-
-
-def test_what_is_there_does_not_stand_among_those_to_come():
-    assert {*TO_COME.split()} - (NAMES - {*star.__all__}) == set()
-    assert {*METHODS_TO_COME.split()} - missing_methods() == set()
+def test_every_method_of_fastai_is_there():
+    missing = {name for cls, names in METHODS.items() for name in names.split() if not hasattr(cls, name)}
+    assert missing == set()
 
 
 def test_every_public_name_is_there():

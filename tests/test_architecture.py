@@ -16,6 +16,7 @@ PACKAGE = ROOT / "learnloop"
 #: From the bottom to the top: a module imports only from rows above its own in this list. A folder stands for those of
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
+    "html",
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
     "data.loaders  optim  scores",
@@ -27,7 +28,7 @@ LAYERS = (
     "loop.training_loop",
     "callbacks.modes  callbacks.recorder  callbacks.schedule  callbacks.journal  checkpoint",
     "stored  verify",
-    "callbacks  export",
+    "callbacks  export  insight",
     "integrations.packages",
     "integrations",
     "learner",
@@ -36,14 +37,14 @@ LAYERS = (
 )
 #: What the modules of a folder may import at all.
 FOLDERS = {
-    "data": {"data"},
-    "optim": {"optim"},
-    "loop": {"loop", "data"},
+    "data": {"data", "html"},
+    "optim": {"optim", "html"},
+    "loop": {"loop", "data", "html"},
     "callbacks": {
         *("callbacks", "insight", "loop", "data", "optim", "metrics", "losses", "plots", "checkpoint", "stored"),
-        "machine",
+        *("machine", "html"),
     },
-    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots"},
+    "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "modules", "html"},
     "integrations": {"integrations", "callbacks", "loop", "data"},
 }
 

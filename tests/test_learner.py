@@ -651,3 +651,27 @@ def test_a_state_that_cannot_be_stored_is_named_before_the_first_batch():
     with pytest.raises(TypeError, match=r"`Keeps\.function` is a builtin_function_or_method, which cannot be stored"):
         learn.fit(1)
     assert learn.train_iter == 0
+
+
+# In a cell
+
+
+def test_in_a_cell_a_learner_shows_what_it_is_made_of():
+    learn = toy_learner(metrics=[mae_of], loss_func=lambda pred, y: ((pred - y) ** 2).mean())
+    shown = learn._repr_html_()
+    assert "<td>model</td><td>Sequential, 17 parameters</td>" in shown
+    assert "<td>loss</td><td>&lt;lambda&gt;</td>" in shown
+    assert "<td>optimizer</td><td>made at the first fit</td>" in shown
+    assert "<td>metrics</td><td>mae_of</td>" in shown
+    assert "last epoch" not in shown
+    learn.fit(1)
+    assert f"valid_loss {learn.recorder.history[0]['valid_loss']:.6f}" in learn._repr_html_()
+    assert "<td>optimizer</td><td>SGD, 1 parameter group</td>" in learn._repr_html_()
+
+
+def mae_of(pred, y):
+    return (pred - y).abs().mean()
+
+
+def test_a_learner_of_a_plain_function_shows_itself_too():
+    assert "<td>model</td><td>function, 0 parameters</td>" in toy_learner(model=lambda x: x[:, :1])._repr_html_()

@@ -383,3 +383,10 @@ def test_accuracy_along_another_axis():
 def test_accuracy_refuses_another_number_of_targets():
     with pytest.raises(ValueError, match=r"predictions have shape \(4,\) and the targets \(3,\)"):
         accuracy(torch.zeros(4, 3), torch.zeros(3))
+
+
+def test_a_metric_shows_its_name():
+    metric = AvgMetric(accuracy)
+    assert repr(metric) == "AvgMetric(accuracy)"
+    assert repr(mk_metric(accuracy, on="both")) == "AvgMetric(accuracy, on='both')"
+    assert metric._repr_html_() == "<pre>AvgMetric(accuracy)</pre>"

@@ -2,16 +2,18 @@
 
 import subprocess
 import sys
+from typing import ClassVar
 
 import matplotlib
 import pytest
+import torch
 from matplotlib.figure import Figure
 
 matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from learnloop.plots import plot_losses, plot_schedules, subplots
+from learnloop.plots import plot_histories, plot_layers, plot_losses, plot_samples, plot_schedules, subplots
 
 
 @pytest.fixture(autouse=True)
@@ -115,3 +117,49 @@ def test_no_schedule_to_plot_says_what_to_do():
 def test_importing_the_module_does_not_import_matplotlib():
     code = "import sys, learnloop.plots; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# Layers, samples, several trainings
+
+
+def test_layers_are_lines_with_names(ax):
+    plot_layers(ax, [0, 2], {"a": [1.0, 2.0], "b": [3.0, 4.0]}, "norm", log=True, guide=0.5)
+    assert lines(ax)["a"] == ([0, 2], [1.0, 2.0])
+    assert (ax.get_xlabel(), ax.get_ylabel(), ax.get_yscale()) == ("batch", "norm", "log")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ["a", "b"]
+    assert len(ax.lines) == 3
+
+
+def test_of_many_layers_the_legend_names_ten_at_most(ax):
+    plot_layers(ax, [0], {f"layer {i}": [1.0] for i in range(53)}, "norm")
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == [f"layer {i}" for i in range(0, 53, 6)]
+
+
+def test_bytes_and_stretched_values_are_images_from_0_to_1():
+    fig = plot_samples([torch.tensor([[0, 255]], dtype=torch.uint8), torch.tensor([[-1.0, 3.0]]), torch.zeros(2, 2)])
+    assert [ax.images[0].get_array().tolist() for ax in fig.axes] == [[[0, 1]], [[0, 1]], [[0, 0], [0, 0]]]
+
+
+def test_no_sample_is_an_empty_figure():
+    assert plot_samples([]).axes == []
+
+
+HISTORY = [{"epoch": 0, "valid_loss": 2.0, "time": "00:01"}, {"epoch": 1, "valid_loss": None, "accuracy": 0.5}]
+
+
+def test_several_trainings_are_lines_in_axes_of_each_column():
+    class Recorder:
+        history: ClassVar = [{"epoch": 0, "valid_loss": 1.0}]
+
+    fig = plot_histories({"a": HISTORY, "b": Recorder()})
+    assert [ax.get_ylabel() for ax in fig.axes] == ["valid_loss", "accuracy"]
+    assert lines(fig.axes[0]) == {"a": ([0], [2.0]), "b": ([0], [1.0])}
+    assert lines(fig.axes[1]) == {"a": ([1], [0.5]), "b": ([], [])}
+    assert [ax.get_ylabel() for ax in plot_histories({"a": HISTORY}, "accuracy").axes] == ["accuracy"]
+
+
+def test_a_column_that_nobody_has_is_an_error_with_those_there_are():
+    with pytest.raises(ValueError, match="no column acuracy in these histories; there is valid_loss, accuracy"):
+        plot_histories({"a": HISTORY}, ["acuracy"])
+    with pytest.raises(ValueError, match="no column at all in these histories; there is none"):
+        plot_histories({"a": []})

@@ -11,6 +11,7 @@ from learnloop.data.batches import find_bs, to_detach
 from learnloop.data.tensors import to_concat
 from learnloop.loop.callback import Callback
 from learnloop.loop.dispatch import listed
+from learnloop.losses import per_sample
 
 
 class GatherPredsCallback(Callback):
@@ -187,9 +188,4 @@ def _per_sample(learn: Any) -> Tensor:
         raise ValueError(
             "`with_loss` needs targets, and this batch has none. Leave it out, or pass a loader with both."
         )
-    if loss.ndim == 0 or loss.numel() % n:
-        raise ValueError(
-            f"`with_loss` needs a loss per sample, but `loss_func` gave shape {tuple(loss.shape)} for {n} samples even "
-            'with reduction="none". Give it a `reduction` that it follows.'
-        )
-    return loss if loss.shape == (n,) else loss.reshape(n, -1).mean(1)
+    return per_sample(loss, n)

@@ -10,7 +10,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor
 
-from learnloop import plots
+from learnloop import html, plots
 from learnloop.data.loaders import names_of
 from learnloop.loop.callback import Callback
 from learnloop.metrics import AvgLoss, AvgSmoothLoss, Metric, blend, check_on, of_phase
@@ -250,6 +250,39 @@ class Recorder(Callback):
         import pandas as pd
 
         return pd.DataFrame(self.history, columns=list(self.metric_names))
+
+    def _repr_html_(self) -> str:
+        """The rows of the training as a table."""
+        rows = [[row.get(name) for name in self.metric_names] for row in self.history]
+        return html.table(rows, list(self.metric_names), "Recorder" if rows else "Recorder: no epoch yet")
+
+    def plot(self, figsize: tuple[float, float] | None = None) -> Any:
+        """Losses, metrics and scheduled hypers in one figure, axes for each; returns the figure.
+
+        `figsize` in inches, default 6 by 4 for each.
+        """
+        metrics = self._metric_columns()
+        fig, axes = plots.subplots(1 + len(metrics) + len(self.hps), figsize=figsize)
+        self.plot_loss(ax=axes[0])
+        plots.plot_columns(axes[1 : 1 + len(metrics)], self.history, metrics)
+        plots.plot_values(axes[1 + len(metrics) :], self.hps)
+        return fig
+
+    def plot_metrics(self, figsize: tuple[float, float] | None = None) -> Any:
+        """The metrics over the epochs, axes for each with a line per set of data; returns the figure."""
+        metrics = self._metric_columns()
+        if not metrics:
+            raise ValueError("no metric was recorded. Pass `Learner(…, metrics=accuracy)` and train.")
+        fig, axes = plots.subplots(len(metrics), figsize=figsize)
+        plots.plot_columns(axes, self.history, metrics)
+        return fig
+
+    def _metric_columns(self) -> dict[str, list[str]]:
+        """The columns of each metric, by its name: those of the training and of every validation set."""
+        sets = ["train", *self._sets()]
+        names = {m: [m, *(f"{s}_{m}" for s in sets)] for m in dict.fromkeys(m.name for m in self.learn.metrics)}
+        found = {m: [c for c in columns if c in self.metric_names] for m, columns in names.items()}
+        return {m: columns for m, columns in found.items() if columns and self.history}
 
     def plot_loss(
         self,

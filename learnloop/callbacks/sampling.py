@@ -138,12 +138,14 @@ class _WeightedTensors:
         return self.keyed_batches(Key(draw_seed(), 0))
 
     def keyed_batches(self, key: Key, start: int = 0) -> Iterator[Any]:
+        for index in self.keyed_indices(key)[start:]:
+            yield tuple(t[index] for t in self.of.tensors)
+
+    def keyed_indices(self, key: Key) -> list[Tensor]:
         key = key if self.of.seed is None else Key(self.of.seed, key.epoch)
         generator = torch.Generator().manual_seed(key.number())
         order = torch.multinomial(self.weights, self.n, replacement=True, generator=generator).to(self.of.device)
-        for i in range(start, len(self)):
-            index = order[i * self.bs : (i + 1) * self.bs]
-            yield tuple(t[index] for t in self.of.tensors)
+        return [order[i * self.bs : (i + 1) * self.bs] for i in range(len(self))]
 
 
 def _with_sampler(dl: DataLoader, sampler: Any) -> DataLoader:

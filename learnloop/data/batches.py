@@ -36,6 +36,7 @@ __all__ = [
     "pick_pred",
     "rebuilt",
     "split",
+    "tensors_in",
     "to_cpu",
     "to_detach",
     "to_device",
@@ -150,9 +151,14 @@ def to_half(batch: Any) -> Any:
     return _cast(batch, torch.float16)
 
 
+def tensors_in(batch: Any) -> Iterator[Tensor]:
+    """The tensors of a batch in nested order."""
+    return (x for x in leaves(batch) if isinstance(x, Tensor))
+
+
 def first_tensor(batch: Any) -> Tensor | None:
     """The first tensor in nested order, None where there is none."""
-    return next((x for x in leaves(batch) if isinstance(x, Tensor)), None)
+    return next(tensors_in(batch), None)
 
 
 def find_bs(batch: Any) -> int:

@@ -9,13 +9,25 @@ import random
 import signal
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import islice
+from itertools import accumulate, islice, pairwise
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    DistributedSampler,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    WeightedRandomSampler,
+    get_worker_info,
+)
+
+from learnloop.data.batches import find_bs
 
 _64_BITS = (1 << 64) - 1
 
@@ -124,6 +136,29 @@ def batches(dl: Any, key: Key, start: int = 0) -> Iterator[Any]:
     if is_list(dl):
         return iter(dl if start == 0 else dl[start:])
     return islice(iter(dl), start, None) if start else iter(dl)
+
+
+def indices_of(dl: Any, key: Key, plain_too: bool = True) -> list[Any] | None:
+    """The numbers of the samples in each batch of a pass; None where a loader does not tell.
+
+    Ours and lists of batches do, and plain torch loaders whose sampler is one of torch's own: others may change when
+    they are asked a second time. Batches of a list are numbered on from the first.
+    """
+    if hasattr(dl, "keyed_indices"):
+        return dl.keyed_indices(key)
+    if is_list(dl):
+        return _numbered(dl)
+    if plain_too and is_plain(dl) and type(dl.batch_sampler) is BatchSampler and type(dl.sampler) in _TOLD:
+        return _order(dl, key)
+    return None
+
+
+_TOLD = (SequentialSampler, RandomSampler, SubsetRandomSampler, WeightedRandomSampler, DistributedSampler)
+
+
+def _numbered(dl: Sequence[Any]) -> list[range]:
+    ends = list(accumulate(map(find_bs, dl), initial=0))
+    return [range(start, end) for start, end in pairwise(ends)]
 
 
 def is_keyed(dl: Any, plain_too: bool = True) -> bool:

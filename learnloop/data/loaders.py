@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
+from learnloop import html
 from learnloop.data.batches import default_device, split, to_device
 from learnloop.data.keyed import Key, batches, draw_seed, length, preserved_randomness
 
@@ -237,6 +238,20 @@ class DataLoaders:
         sizes = ", ".join(map(self._size, range(len(self))))
         return f"DataLoaders({sizes}, bs={self.bs}, device={self.device})"
 
+    def _repr_html_(self) -> str:
+        titles = ("", "loader", "batches", "batch size", "samples", "validated")
+        return html.table(map(self._row, range(len(self))), titles, f"DataLoaders on {self.device}")
+
+    def _row(self, i: int) -> tuple[Any, ...]:
+        name, loader = self.names[i], self.loaders[i]
+        bs = getattr(loader, "bs", None) or getattr(loader, "batch_size", None)
+        samples = length(getattr(loader, "dataset", None))
+        return (i if name is None else name, type(loader).__name__, length(loader), bs, samples, self._every(name))
+
+    def _every(self, name: str | None) -> str:
+        n = self.every.get(name or "", 1)
+        return "" if name in (None, "train") else "every epoch" if n == 1 else f"every {n} epochs"
+
     def _size(self, i: int) -> str:
         """How `repr` shows a loader: named where it is no plain training or validation loader."""
         name, n = self.names[i], length(self.loaders[i])
@@ -342,6 +357,12 @@ class TensorLoader:
             else:
                 index = order[part]
                 yield tuple(t[index] for t in self.tensors)
+
+    def keyed_indices(self, key: Key) -> list[Any]:
+        """The numbers of the samples in each batch of the pass of a key."""
+        order = self._order(key if self.seed is None else Key(self.seed, key.epoch))
+        order = torch.arange(self.n) if order is None else order
+        return [order[i * self.bs : (i + 1) * self.bs] for i in range(len(self))]
 
     def _order(self, key: Key) -> Tensor | None:
         if not self.shuffle:

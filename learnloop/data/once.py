@@ -15,9 +15,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from learnloop.data.batches import rebuilt
-from learnloop.data.keyed import is_plain
+from learnloop.data.batches import elements, find_bs, rebuilt
+from learnloop.data.keyed import is_plain, preserved_randomness
 from learnloop.data.loaders import TensorLoader
+from learnloop.data.tensors import to_concat
 
 #: Samplers that draw from the whole dataset; unshuffled, each of its samples comes once.
 _OF_ALL = (SequentialSampler, RandomSampler, WeightedRandomSampler)
@@ -88,6 +89,45 @@ def in_dataset_order(value: Any, indices: list[int], dim: int = 0) -> Any:
         return rebuilt(value, sort)
 
     return sort(value)
+
+
+def samples_at(dl: Any, indices: list[int]) -> Any:
+    """Some samples of a loader as one batch, by their numbers; moves no random generator.
+
+    Ours, lists of batches and map-style torch loaders are asked for just these; any other iterable is gone through.
+    """
+    with preserved_randomness():
+        if isinstance(dl, TensorLoader):
+            return tuple(t[torch.as_tensor(indices, device=t.device)] for t in dl.tensors)
+        if is_plain(dl) and dl.batch_sampler is not None:
+            return dl.collate_fn([dl.dataset[i] for i in indices])
+        return _picked(dl, indices)
+
+
+def _picked(stream: Any, indices: list[int]) -> Any:
+    wanted, n = set(indices), 0
+    found: dict[int, Any] = {}
+    for batch in stream:
+        bs = find_bs(batch)
+        found |= {i: nth(batch, slice(i - n, i - n + 1)) for i in range(n, n + bs) if i in wanted}
+        n += bs
+    missing = wanted - {*found}
+    if missing:
+        raise IndexError(f"there is no sample {min(missing)}: the loader gave {n}, numbered from 0.")
+    return to_concat(found[i] for i in indices)
+
+
+def nth(batch: Any, i: int | slice) -> Any:
+    """A sample of a batch of any structure, or several; a list without tensors has an element per sample."""
+    if isinstance(batch, Tensor):
+        return batch[i] if batch.ndim else batch
+    if isinstance(batch, (list, L)) and not any(map(_is_structured, batch)):
+        return batch[i]
+    return rebuilt(batch, lambda part: nth(part, i))
+
+
+def _is_structured(x: Any) -> bool:
+    return isinstance(x, Tensor) or elements(x) is not None
 
 
 class OneItem(list):

@@ -10,6 +10,7 @@ from typing import Any
 
 from fastcore.basics import class2attr
 
+from learnloop import html
 from learnloop.loop.events import BATCH_EVENTS, DOCS, EVENTS, FORMER_NAMES, PREFIXES, one_edit_away, unknown_event
 
 TASKS = ("fit", "lr_find", "validate", "predict")
@@ -63,6 +64,14 @@ class Callback:
 
     def __repr__(self) -> str:
         return type(self).__name__
+
+    def _repr_html_(self) -> str:
+        """What it is, where it stands, what it hears, and its settings; without this the learner's would be shown."""
+        heard = sorted(handled_events(self), key=EVENTS.index)
+        rows = [("hears", ", ".join(heard) or "nothing"), ("order", f"{self.order:g}")]
+        rows += [(name, repr(value)) for name, value in vars(self).items() if _is_setting(name, value)]
+        text = (type(self).__doc__ or "").strip().split("\n")[0]
+        return html.table(rows, caption=f"{self!r}: {text}" if text else repr(self))
 
     def __call__(self, event_name: str) -> Any:
         """Runs the handler of one event by hand, if it is heard now, and returns what that returns."""
@@ -131,6 +140,10 @@ class Callback:
 
         For who keeps something that belonged to the former ones.
         """
+
+
+def _is_setting(name: str, value: Any) -> bool:
+    return not name.startswith("_") and name != "learn" and isinstance(value, (bool, int, float, str))
 
 
 def _set_in_tables(cb: Callback, name: str, change: Callable[[], None]) -> None:

@@ -24,9 +24,21 @@ def phase_batches(learn: Any, start: int) -> Iterator[Any]:
     return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
 
 
+def place(learn: Any) -> tuple[Any, int, int]:
+    """Where the batch in hand comes from: the loader, the number of the pass over it, the batch's number in that."""
+    if learn.training and learn._passes is not None and not learn._depth:
+        return learn._passes.dl, learn._passes.number, learn._passes.taken - 1
+    return learn.dl, learn.epoch if learn.task == "fit" else 0, learn.iter
+
+
+def key_of(learn: Any, dl: Any, number: int) -> Key:
+    """The key of a pass over a loader in this run."""
+    return Key(_seed_of(learn, dl), number)
+
+
 def _one_pass(learn: Any, dl: Any, number: int, start: int, training: bool) -> Iterator[Any]:
     if is_list(dl) or is_keyed(dl, getattr(learn.dls, "keyed", True)):
-        return batches(dl, Key(_seed_of(learn, dl), number), start)
+        return batches(dl, key_of(learn, dl, number), start)
     return _read_again(learn, dl, start, training and learn.task == "fit")
 
 

@@ -17,6 +17,7 @@ import torch
 from fastcore.foundation import L
 from torch import Tensor
 
+from learnloop import html
 from learnloop.optim.calls import FLAGS, Calls
 from learnloop.optim.groups import Group, as_groups, summary_of
 from learnloop.optim.hypers import LinkedDict, checked, host_number, merged, spread
@@ -245,6 +246,17 @@ class Optimizer:
         n = len(self.param_lists)
         shown = [self._group_repr(i) for i in range(min(n, 8))] + ([f"  … {n - 8} more"] if n > 8 else [])
         return "\n".join([f"{self._title()}, {n} parameter group{'s' * (n != 1)}", *shown])
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for hyper in self.hypers for name in hyper))
+        rows = [self._cells(i, names) for i in range(len(self.param_lists))]
+        return html.table(rows, ("group", "parameters", "tensors", "values", *names, ""), self._title())
+
+    def _cells(self, i: int, names: list[str]) -> list[Any]:
+        group, hyper = self.param_lists[i], self.hypers[i]
+        numbers = [f"{v:.4g}" if type(v := hyper.get(name, "")) in (int, float) else v for name in names]
+        called, values = (self._called(i) or [""]), f"{sum(p.numel() for p in group):,}"
+        return [i, *called, len(group), values, *numbers, "frozen" if i < self.frozen_idx else ""]
 
     def _title(self) -> str:
         return type(self).__name__

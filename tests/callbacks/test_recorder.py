@@ -17,6 +17,8 @@ from learnloop.testing import toy_learner
 
 matplotlib.use("Agg")
 
+import matplotlib.pyplot as plt
+
 # fastai's, for `line_learner` and two epochs
 SMOOTHED = [1.3449987, 1.8236728, 2.1430616, 1.6083663, 1.34957, 1.234301]
 ROWS = [[2.1430616, 0.548458, 0.6469498], [1.234301, 0.1222026, 0.2832197]]
@@ -677,3 +679,56 @@ def test_a_loss_that_is_not_a_number_is_recorded_as_it_is():
 
 def test_the_toy_learner_has_a_recorder():
     assert isinstance(toy_learner().recorder, ll.Recorder)
+
+
+# Pictures of everything, and a table
+
+
+def cycled(**kwargs):
+    learn = toy_learner(metrics=[mae, ll.mk_metric(mae_too, on="both")], **kwargs)
+    learn.fit_one_cycle(2, 0.01)
+    return learn
+
+
+def mae_too(pred, y):
+    return mae(pred, y)
+
+
+def axes_of(fig):
+    return {ax.get_ylabel(): [line.get_label() for line in ax.lines] for ax in fig.axes}
+
+
+def test_plot_shows_losses_metrics_and_hypers_in_one_figure():
+    learn = cycled()
+    fig = learn.recorder.plot()
+    assert [ax.get_ylabel() for ax in fig.axes] == ["loss", "mae", "mae_too", "lr", "mom"]
+    assert list(fig.axes[1].lines[0].get_ydata()) == [row["mae"] for row in learn.recorder.history]
+    plt.close("all")
+
+
+def test_plot_metrics_has_a_line_for_each_set():
+    assert axes_of(cycled().recorder.plot_metrics()) == {"mae": ["mae"], "mae_too": ["mae_too", "train_mae_too"]}
+    plt.close("all")
+
+
+def test_plot_metrics_works_after_the_record_was_loaded():
+    learn, other = cycled(), toy_learner(metrics=[mae])
+    other.recorder.load_state_dict(learn.recorder.state_dict())
+    assert axes_of(other.recorder.plot_metrics()) == {"mae": ["mae"]}
+    plt.close("all")
+
+
+def test_without_metrics_there_is_nothing_to_plot():
+    learn = toy_learner()
+    learn.fit(1)
+    with pytest.raises(ValueError, match="no metric was recorded"):
+        learn.recorder.plot_metrics()
+
+
+def test_in_a_cell_it_is_the_table_of_its_rows():
+    learn = toy_learner(cbs=[])
+    assert "Recorder: no epoch yet" in learn.recorder._repr_html_()
+    learn.fit(2)
+    shown = learn.recorder._repr_html_()
+    assert "<tr><th>epoch</th><th>train_loss</th><th>valid_loss</th><th>time</th></tr>" in shown
+    assert f"<td>1</td><td>{learn.recorder.values[1][0]:.6f}</td>" in shown

@@ -17,6 +17,7 @@ from torch.utils.data import (
     DistributedSampler,
     IterableDataset,
     RandomSampler,
+    Sampler,
     TensorDataset,
     WeightedRandomSampler,
     default_collate,
@@ -28,6 +29,7 @@ from learnloop.data.keyed import (
     Key,
     batches,
     draw_seed,
+    indices_of,
     is_keyed,
     is_plain,
     length,
@@ -563,3 +565,46 @@ def test_workers_of_a_foreign_loader_are_gone_too():
     with pytest.raises(KeyboardInterrupt):
         learn.fit(1)
     assert workers() == []
+
+
+# Which samples a batch holds
+
+
+@pytest.mark.parametrize("shuffle", [False, True])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("kind", ["ours", "torch", "torch with a generator"])
+def test_a_loader_tells_the_numbers_of_the_samples_in_each_batch(kind, shuffle, drop_last):
+    x = torch.arange(10)
+    if kind == "ours":
+        dl = TensorLoader(x, x, bs=4, shuffle=shuffle, drop_last=drop_last)
+    else:
+        generator = torch.Generator().manual_seed(5) if kind.endswith("generator") else None
+        dl = DataLoader(list(range(10)), 4, shuffle=shuffle, drop_last=drop_last, generator=generator)
+    for key in (Key(1, 0), Key(1, 1)):
+        told = [list(map(int, numbers)) for numbers in indices_of(dl, key)]
+        came = [(b[0] if kind == "ours" else b).tolist() for b in batches(dl, key)]
+        assert told == came
+
+
+def test_batches_of_a_list_are_numbered_on_from_the_first():
+    assert indices_of([(torch.ones(3),), (torch.ones(2),)], Key(0, 0)) == [range(0, 3), range(3, 5)]
+
+
+def test_asking_for_the_numbers_moves_no_generator():
+    dl = DataLoader(list(range(10)), 4, shuffle=True)
+    state = torch.get_rng_state()
+    indices_of(dl, Key(1, 0))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_a_sampler_of_the_users_own_is_not_asked():
+    class Own(Sampler):
+        def __iter__(self):
+            raise AssertionError("it was asked")
+
+        def __len__(self):
+            return 3
+
+    assert indices_of(DataLoader([1, 2, 3], 1, sampler=Own()), Key(0, 0)) is None
+    assert indices_of(DataLoader([1, 2, 3], 1), Key(0, 0), plain_too=False) is None
+    assert indices_of(iter([1]), Key(0, 0)) is None

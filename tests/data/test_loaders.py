@@ -545,3 +545,11 @@ def test_named_loaders_show_their_names_and_how_often_they_are_validated():
     several = named([[3]], {"noisy": [[4], [5]], "old": [[6]]}, every={"old": 5})
     sizes = "1 batches, 1 batches, 1 batches, noisy: 2 batches, old: 1 batches every 5 epochs"
     assert repr(several) == f"DataLoaders({sizes}, bs=None, device=cpu)"
+
+
+def test_in_a_cell_loaders_are_a_table():
+    x = torch.zeros(10, 2)
+    dls = DataLoaders(TensorLoader(x, bs=4), {"<odd>": [x]}, every={"<odd>": 3}, device="cpu")
+    shown = dls._repr_html_()
+    assert "<td>train</td><td>TensorLoader</td><td>3</td><td>4</td><td>10</td><td></td>" in shown
+    assert "<td>&lt;odd&gt;</td><td>list</td><td>1</td><td></td><td></td><td>every 3 epochs</td>" in shown

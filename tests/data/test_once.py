@@ -13,7 +13,7 @@ from torch.utils.data import (
 )
 
 from learnloop import DataLoaders, TensorLoader
-from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
+from learnloop.data.once import first_sample, in_dataset_order, label_of, nth, once, one_item_batch, samples_at
 
 DATASET = TensorDataset(torch.arange(10), -torch.arange(10))
 
@@ -152,3 +152,38 @@ def test_without_a_vocabulary_or_a_class_the_label_is_the_prediction():
     assert label_of(None, decoded) is decoded
     number = torch.tensor(0.5)
     assert label_of(["cat"], number) is number
+
+
+# Some samples
+
+
+def mapping_of(x):
+    return {"x": x, "words": [f"word {i}" for i in x.tolist()]}
+
+
+@pytest.mark.parametrize(
+    "dl",
+    [
+        TensorLoader(torch.arange(10), bs=4, shuffle=True),
+        DataLoader([(i,) for i in range(10)], 4, shuffle=True),
+        [(torch.arange(i, min(i + 4, 10)),) for i in range(0, 10, 4)],
+    ],
+    ids=["ours", "torch", "a list"],
+)
+def test_samples_are_read_by_their_numbers_in_the_order_asked_for(dl):
+    state = torch.get_rng_state()
+    (x,) = samples_at(dl, [7, 2, 9])
+    assert x.tolist() == [7, 2, 9]
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_samples_may_be_mappings_with_words():
+    stream = [mapping_of(torch.arange(0, 4)), mapping_of(torch.arange(4, 6))]
+    found = samples_at(stream, [5, 1])
+    assert (found["x"].tolist(), found["words"]) == ([5, 1], ["word 5", "word 1"])
+    assert nth(stream[0], 2)["words"] == "word 2"
+
+
+def test_a_number_beyond_the_last_is_an_error():
+    with pytest.raises(IndexError, match="there is no sample 7: the loader gave 6, numbered from 0"):
+        samples_at([torch.zeros(4), torch.zeros(2)], [7, 0])

@@ -470,3 +470,21 @@ def test_handled_events_are_its_own_and_inherited_ones():
     assert handled_events(Answers()) == {"before_batch", "after_fit"}
     assert handled_events(Child()) == {"before_batch", "before_fit"}
     assert handled_events(Plain(after_step=nothing)) == {"after_step"}
+
+
+def test_in_a_cell_it_shows_itself_and_not_the_learner():
+    class Limit(Callback):
+        """Stops at <n>."""
+
+        def __init__(self, n):
+            self.n, self.seen = n, []
+
+        def after_batch(self):
+            pass
+
+    cb = Limit(3)
+    learner(cbs=cb)
+    assert cb._repr_html_() == (
+        "<table><caption>Limit: Stops at &lt;n&gt;.</caption><tbody><tr><td>hears</td><td>after_batch</td></tr>"
+        "<tr><td>order</td><td>0</td></tr><tr><td>n</td><td>3</td></tr></tbody></table>"
+    )

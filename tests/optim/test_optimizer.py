@@ -417,3 +417,12 @@ def test_steppers_leave_frozen_parameters_alone():
 def test_a_closure_is_refused_where_it_would_not_be_called(make):
     with pytest.raises(NotImplementedError, match="closure"):
         make(tensors(), lr=0.1).step(lambda: 0.0)
+
+
+def test_in_a_cell_its_groups_are_a_table():
+    opt = Adam([[torch.ones(2, 3)], [torch.ones(1)]], lr=0.1)
+    opt.freeze()
+    shown = opt._repr_html_()
+    assert "<th>lr</th>" in shown
+    assert "<td>0</td><td></td><td>1</td><td>6</td><td>0.1</td>" in shown
+    assert shown.count("<td>frozen</td>") == 1
