@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from datetime import date
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import overhead
@@ -25,6 +24,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import learnloop as ll
+from learnloop.integrations.tensorboard import TensorBoardCallback
 
 #: Callbacks that take arguments, or that are worth more than one row. All others of the package are made without.
 MAKERS: dict[str, Callable[[], Any]] = {
@@ -44,6 +44,12 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "BatchTransform(flip)": lambda: ll.BatchTransform(ll.transforms.flip),
     "ProgressiveResize": lambda: ll.ProgressiveResize(multiple=1),
     "WeightedSampling": lambda: ll.WeightedSampling(torch.ones(N_BATCHES * BS)),
+    "RNNCallback": lambda: ll.RNNCallback(),
+    "RNNRegularizer(2, 1), RNNCallback and ModelResetter": lambda: ll.rnn_cbs(2, 1),
+    "JSONLLogger()": lambda: ll.JSONLLogger(),
+    "JSONLLogger(every=1), a line per step": lambda: ll.JSONLLogger(every=1),
+    "TensorBoardCallback(trace_model=False)": lambda: TensorBoardCallback("runs", trace_model=False),
+    "Notify, to a server that is not there": lambda: ll.Notify(retries=0),
 }
 #: Those that every loop here has, or that are no callback to put on a learner by hand.
 LEFT_OUT = {"Callback", "TrainEvalCallback", "Recorder", "LRFinder", "MixHandler", "SkipToEpoch", "ShortEpochCallback"}
@@ -64,6 +70,28 @@ def image_batches(n: int = N_BATCHES) -> Batches:
     return Batches((x.view(BS, 1, 2, 5), y) for x, y in overhead.make_batches(n))
 
 
+class Recurrent(nn.Module):
+    """A recurrent network over 5 steps of 2 numbers, which returns what `RNNCallback` splits where that is there."""
+
+    def __init__(self, returns_three: bool):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.head = nn.RNN(2, 16, batch_first=True), nn.Linear(16, 2)
+        self.returns_three = returns_three
+
+    def forward(self, x: torch.Tensor) -> Any:
+        out, _ = self.rnn(x)
+        pred = self.head(out[:, -1])
+        return (pred, out, out) if self.returns_three else pred
+
+    def reset(self) -> None:
+        """Nothing is carried from batch to batch."""
+
+
+def sequence_batches(n: int = N_BATCHES) -> Batches:
+    return Batches((x.view(BS, 5, 2), y) for x, y in overhead.make_batches(n))
+
+
 class Stopwatch(ll.Callback):
     """`seconds` of the last training phase, for callbacks that put another loader in the place of the given one."""
 
@@ -81,7 +109,8 @@ class Stopwatch(ll.Callback):
 
 
 OF_IMAGES = {"BatchTransform(flip)", "CutMix", "ProgressiveResize"}
-OF_TENSORS = {"WeightedSampling"}  # they need a loader that they can ask for its samples
+OF_TENSORS = {"WeightedSampling", "SampleLosses"}  # they need a loader that they can ask for its samples
+OF_SEQUENCES = {"ModelResetter", "RNNCallback", "RNNRegularizer(2, 1), RNNCallback and ModelResetter"}
 
 
 def makers() -> Iterator[tuple[str, Callable[[], Any]]]:
@@ -94,18 +123,30 @@ def makers() -> Iterator[tuple[str, Callable[[], Any]]]:
             yield name, thing
 
 
-def loop_with(name: str, make: Callable[[], Any] | None, batches: Batches | None = None, path: str = ".") -> Loop:
+def loop_with(name: str, make: Callable[[], Any] | None, batches: Batches | None = None) -> Loop:
     """A fit of one epoch of plain SGD with one more callback, or none."""
     if name in OF_TENSORS:
         return _loop_of_tensors(name, make)
-    if name in OF_IMAGES:
-        batches = image_batches() if batches is None else batches
-        model: nn.Module = Images()
-    else:
-        batches, model = overhead.make_batches() if batches is None else batches, overhead.network()
+    make_batches, model = _task_of(name, make)
+    batches = make_batches() if batches is None else batches
     learn = overhead.quiet_learner(batches, cbs=None if make is None else make())
-    learn.model, learn.path = model, Path(path)
+    learn.model = model
     return Loop(name, partial(learn.fit, 1), batches)
+
+
+def _task_of(name: str, make: Callable[[], Any] | None) -> tuple[Callable[..., Batches], nn.Module]:
+    """What makes the batches, and a network, for a callback of that name."""
+    if name in OF_IMAGES:
+        return image_batches, Images()
+    if name in OF_SEQUENCES:
+        return sequence_batches, Recurrent(returns_three=make is not None and name != "ModelResetter")
+    return overhead.make_batches, overhead.network()
+
+
+def _kind(name: str) -> str:
+    """The callback whose loop is compared to the same bare loop."""
+    kinds = {"CutMix": OF_IMAGES, "WeightedSampling": OF_TENSORS, "ModelResetter": OF_SEQUENCES}
+    return next((kind for kind, names in kinds.items() if name in names), "")
 
 
 def _loop_of_tensors(name: str, make: Callable[[], Any] | None) -> Loop:
@@ -135,9 +176,9 @@ def by_hand(batches: Batches, mode: str) -> Loop:
     return Loop(f"by hand, without learnloop: autocast in {mode}", run, batches)
 
 
-def comparisons(path: str, only: str = "") -> tuple[list[Comparison], dict[str, str]]:
+def comparisons(only: str = "") -> tuple[list[Comparison], dict[str, str]]:
     """Every callback with the loop without it; and those that cannot run here, with the reason."""
-    bare = {kind: loop_with(kind, None) for kind in ("", "CutMix", "WeightedSampling")}
+    bare = {kind: loop_with(kind, None) for kind in ("", "CutMix", "WeightedSampling", "ModelResetter")}
     again = loop_with("nothing", None)._replace(name="the same loop again")
     found, refused = [Comparison("train", again, bare[""])], {}
     data = overhead.make_batches()
@@ -147,38 +188,37 @@ def comparisons(path: str, only: str = "") -> tuple[list[Comparison], dict[str, 
         if only not in name:
             continue
         try:
-            with_it = loop_with(name, make, path=path)
+            with_it = loop_with(name, make)
             with_it.run()
         except Exception as error:  # it needs something that is not here
             refused[name] = f"{type(error).__name__}: {str(error)[:80]}"
             continue
-        kind = "CutMix" if name in OF_IMAGES else "WeightedSampling" if name in OF_TENSORS else ""
-        found.append(Comparison("train", with_it, bare[kind]))
+        found.append(Comparison("train", with_it, bare[_kind(name)]))
     return found, refused
 
 
-def host_reads(name: str, path: str) -> float:
+def host_reads(name: str) -> float:
     """Tensors that a callback brings to the host, per batch."""
     make = dict(makers()).get(name)
-    if name in OF_TENSORS:
-        return 0.0  # nothing of theirs runs in a batch
+    if name == "WeightedSampling":
+        return 0.0  # nothing of it runs in a batch
     if name.startswith("by hand"):
         return overhead.host_reads(partial(by_hand, mode=name[-4:]))
-    made = image_batches if name in OF_IMAGES else overhead.make_batches
+    made, _ = _task_of(name, make)
     counts = []
     for n in (30, 10):
         with overhead.HostReads() as reads:
-            loop_with(name, make, made(n), path).run()
+            loop_with(name, make, made(n)).run()
         counts.append(reads.count)
     return (counts[0] - counts[1]) / 20
 
 
 def report(rounds: int, only: str = "") -> dict[str, Any]:
     """Everything that is measured, as plain data."""
-    with tempfile.TemporaryDirectory() as folder, quiet():
-        todo, refused = comparisons(folder, only)
+    with tempfile.TemporaryDirectory() as folder, contextlib.chdir(folder), quiet():
+        todo, refused = comparisons(only)
         rows = overhead.measure(todo, rounds)
-        reads = {row.name: host_reads(row.name, folder) for row in rows}
+        reads = {row.name: host_reads(row.name) for row in rows}
     return {
         "date": date.today().isoformat(),
         "cpu": f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}, 1 thread used",
@@ -192,7 +232,8 @@ def report(rounds: int, only: str = "") -> dict[str, Any]:
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Nothing is shown while callbacks run: some print, some warn."""
-    with contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+    nowhere = io.StringIO()
+    with contextlib.redirect_stdout(nowhere), contextlib.redirect_stderr(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield
 
@@ -218,6 +259,7 @@ def main() -> None:
     parser.add_argument("--only", default="", metavar="NAME", help="rows whose name has this in it; writes no files")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    os.environ["WEBHOOK_URL"] = "http://127.0.0.1:9"  # where nobody listens
     found = report(options.rounds or (20 if options.quick else 200), options.only)
     overhead.publish("callbacks", found, as_markdown(found), options, to_files=not options.only)
 
