@@ -14,7 +14,7 @@ import learnloop as ll
 parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
 parser.add_argument("--epochs", type=int, default=2)
 parser.add_argument("--seed", type=int, default=0)
-parser.add_argument("--bs", type=int, default=128, help="images in a batch")
+parser.add_argument("--bs", type=int, default=64, help="images in a batch")
 parser.add_argument("--n", type=int, help="train on so many images only")
 precision = parser.add_mutually_exclusive_group()
 precision.add_argument("--fp16", action="store_true", help="mixed precision in float16: for GPUs")

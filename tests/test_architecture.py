@@ -19,7 +19,7 @@ LAYERS = (
     "html",
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
-    "data.loaders  optim  scores",
+    "data.ahead  data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",
     "loop.interrupt  loop.state  loop.dispatch",
     "loop.spans  loop.current  loop.identity",

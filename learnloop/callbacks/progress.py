@@ -18,7 +18,8 @@ class ProgressCallback(Callback):
     """Shows the rows of the recorder as a table, and a bar over the batches, through fastprogress.
 
     Where the output is no terminal and no notebook, it prints complete lines and no bar. The bar is drawn at most ten
-    times a second, and only then is the smoothed loss brought to the host. Cost per batch: reading the clock.
+    times a second, and only then are losses brought to the host; from an accelerator they come one drawing later, so
+    that nothing waits for it. Cost per batch: reading the clock.
     """
 
     order = 60
@@ -101,8 +102,9 @@ class ProgressCallback(Callback):
             self.pbar = self._new_bar()
         bar, total = self.pbar, self.pbar.total
         recorder = self.learn.__dict__.get("recorder")
-        if self.learn.training and recorder is not None and recorder.smooth_loss.count:
-            bar.comment = f"{float(recorder.smooth_loss.value):.4f}"
+        loss = recorder.newest_smooth() if self.learn.training and recorder is not None else None
+        if loss is not None:
+            bar.comment = f"{float(loss):.4f}"
         elif self.learn.dl_name not in (None, "train", "valid"):
             bar.comment = self.learn.dl_name
         bar.last_v = -bar.wait_for  # its own throttle counts batches, ours is the clock

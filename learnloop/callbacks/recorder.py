@@ -84,10 +84,16 @@ class Recorder(Callback):
     def _kept(self) -> Any:
         return self.learn._kept if self._trial is None else self._trial[0]
 
-    def _catch_up(self) -> None:
+    def newest_smooth(self) -> Tensor | float | None:
+        """The smoothed loss after the newest batch whose loss is on the host: nothing waits for an accelerator."""
+        self._catch_up(waits=False)
+        return self._smooth.value if self._smooth.count else None
+
+    def _catch_up(self, waits: bool = True) -> None:
         n_seen = len(self._losses) + len(self._new_losses)
         if self.learn is not None:
-            self._new_losses += _smoothed(self._kept().since(n_seen), self._smooth)
+            kept = self._kept()
+            self._new_losses += _smoothed(kept.since(n_seen) if waits else kept.arrived(n_seen), self._smooth)
 
     def _show(self, trial: tuple[Any, dict[str, list[float]]] | None) -> None:
         """Lets `lrs`, `losses` and `hps` be those of the finder, or of the run that the loop keeps."""

@@ -174,9 +174,14 @@ def check_alone(kind: type[Callback], learn: Any, what: str) -> None:
 
 def handled_events(cb: Callback) -> set[str]:
     """Events for which a callback has a handler of its own; nothing is asked of the learner."""
+    return set(handlers_of(cb))
+
+
+def handlers_of(cb: Callback) -> dict[str, Callable[[], Any]]:
+    """The callback's own handlers by event, ready to be called."""
     own = _EVENTS.intersection(vars(cb))
-    inherited = [_EVENTS.intersection(vars(c)) for c in type(cb).__mro__]
-    return {n for n in own.union(*inherited) if handler_of(cb, n) is not None}
+    names = own.union(*[_EVENTS.intersection(vars(c)) for c in type(cb).__mro__])
+    return {name: handler for name in names if (handler := handler_of(cb, name)) is not None}
 
 
 def handler_of(cb: Callback, event_name: str) -> Callable[[], Any] | None:

@@ -108,7 +108,7 @@ class CurrentBatch(Dispatcher):
         device = self._device or self._find_device()
         if self._moves is None and self._device is not None:
             self._moves = not on_device(batch, device)
-        return to_device(batch, device)
+        return to_device(batch, device, non_blocking=device.type == "cuda")
 
     def _predict(self) -> None:
         xb = self.xb

@@ -8,7 +8,7 @@ from typing import Any, Self
 
 from fastcore.foundation import L
 
-from learnloop.loop.callback import Callback, handled_events, handler_of
+from learnloop.loop.callback import Callback, handler_of, handlers_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.events import BATCH_EVENTS, DOCS, EVENTS, unknown_event
 from learnloop.loop.notes import add_note, first_of, in_cleanup
@@ -284,13 +284,9 @@ def _handlers(cb: Callback) -> Iterator[tuple[str, Handler]]:
         for name in EVENTS:
             yield name, types.MethodType(_caller_of(name), cb)
         return
-    for name in handled_events(cb):
-        handler = handler_of(cb, name)
-        if handler is not None:
-            yield (
-                name,
-                handler if getattr(handler, "__self__", None) is cb else types.MethodType(_ignoring_self(handler), cb),
-            )
+    for name, handler in handlers_of(cb).items():
+        is_own = getattr(handler, "__self__", None) is cb
+        yield name, handler if is_own else types.MethodType(_ignoring_self(handler), cb)
 
 
 def _caller_of(event_name: str) -> Callable[[Callback], Any]:

@@ -1,11 +1,19 @@
 """The losses and learning rates of a fit, kept by the loop itself without bringing one to the host."""
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 FOLD = 1024  # single losses kept before they become one tensor: bounds the memory of long fits
+
+
+class _Sent(NamedTuple):
+    """Losses on their way to the host."""
+
+    start: int  # the number of the first
+    numbers: Tensor  # in pinned memory
+    done: torch.cuda.Event
 
 
 class Kept:
@@ -16,6 +24,7 @@ class Kept:
         self.rates: list[float] = []  # learning rate of the last group, one per recorded loss
         self.folded: list[Tensor] = []  # what came before, one dimension each, on the device
         self.n_folded = 0  # losses in there
+        self._sent: _Sent | None = None
 
     def fold(self) -> None:
         """Puts the single losses into one tensor; nothing waits for the device."""
@@ -32,14 +41,29 @@ class Kept:
 
     def since(self, start: int) -> list[float]:
         """Losses from number `start` on, brought to the host."""
+        return [loss for part in self._from(start) for loss in part.tolist()]
+
+    def arrived(self, start: int) -> list[float]:
+        """Those of them that are on the host already; the others are sent there, and nothing waits for them."""
+        parts = self._from(start)
+        if not parts or parts[-1].device.type != "cuda":
+            return [loss for part in parts for loss in part.tolist()]
+        sent, found = self._sent, []
+        if sent is not None and sent.done.query():
+            found, sent = sent.numbers[start - sent.start :].tolist(), None
+        self._sent = _send(self._from(start + len(found)), start + len(found)) if sent is None else sent
+        return found
+
+    def _from(self, start: int) -> list[Tensor]:
+        """Losses from number `start` on, on their device."""
         self.fold()
         parts, before = [], self.n_folded
         for block in reversed(self.folded):  # whoever looks after every batch is one loss behind
             if before <= start:
                 break
             before -= len(block)
-            parts.append(block[max(0, start - before) :])
-        return [loss for part in reversed(parts) for loss in part.double().tolist()]
+            parts.append(block[max(0, start - before) :].double())
+        return parts[::-1]
 
     def __len__(self) -> int:
         return self.n_folded + len(self.losses)
@@ -50,15 +74,27 @@ class Kept:
         return {"losses": list(self.folded), "rates": list(self.rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.losses, self.folded, self.rates = [], list(state["losses"]), list(state["rates"])
+        self.losses, self.folded, self.rates, self._sent = [], list(state["losses"]), list(state["rates"]), None
         self.n_folded = sum(len(block) for block in self.folded)
 
 
+def _send(parts: list[Tensor], start: int) -> _Sent | None:
+    if not parts:
+        return None
+    away = torch.cat([part.to(parts[-1].device) for part in parts])
+    numbers = torch.empty(away.shape, dtype=away.dtype, pin_memory=True)
+    numbers.copy_(away, non_blocking=True)
+    done = torch.cuda.Event()
+    done.record(torch.cuda.current_stream(away.device))
+    return _Sent(start, numbers, done)
+
+
 def _stacked(losses: list[Any]) -> Tensor:
-    tensors = [torch.as_tensor(loss).detach().reshape(-1).mean() for loss in losses if _is_odd(loss)]
-    if not tensors:
+    odd = [loss for loss in losses if _is_odd(loss)]
+    if not odd:
         return torch.stack(losses)
-    return torch.stack([torch.as_tensor(loss).float().mean().to(tensors[0].device) for loss in losses])
+    device = torch.as_tensor(odd[0]).device
+    return torch.stack([torch.as_tensor(loss).detach().float().mean().to(device) for loss in losses])
 
 
 def _is_odd(loss: Any) -> bool:

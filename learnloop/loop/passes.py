@@ -6,6 +6,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
+from learnloop.data.ahead import ahead
 from learnloop.data.batches import describe
 from learnloop.data.keyed import Key, batches, end_workers, is_keyed, is_list, mix, random_states, set_random_states
 from learnloop.data.loaders import title_of
@@ -38,7 +39,9 @@ def key_of(learn: Any, dl: Any, number: int) -> Key:
 
 def _one_pass(learn: Any, dl: Any, number: int, start: int, training: bool) -> Iterator[Any]:
     if is_list(dl) or is_keyed(dl, getattr(learn.dls, "keyed", True)):
-        return batches(dl, key_of(learn, dl, number), start)
+        stream = batches(dl, key_of(learn, dl, number), start)
+        device = learn._device  # one batch ahead moves no random number of the training: these follow their key
+        return ahead(stream, device) if device is not None and device.type == "cuda" else stream
     return _read_again(learn, dl, start, training and learn.task == "fit")
 
 

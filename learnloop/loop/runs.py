@@ -96,13 +96,15 @@ def _take_callbacks(learn: Any) -> None:
 def end_run(learn: Any, joined: list[Any]) -> None:
     """Lets go of batch, graph and loader, switches every callback on again, removes those that came for the run."""
     learn._release()
+    are_all_in = all(cb.run and learn._takes_part(cb) for cb in learn.cbs)  # as they are outside of runs
     for cb in learn.cbs:
         if not cb.run:
             object.__setattr__(cb, "run", True)
     learn.task = None
     learn._open_spans.clear()
-    learn._detach(joined)
-    learn._rebuild()
+    learn._detach(joined)  # makes the tables anew if somebody leaves
+    if not joined and not are_all_in:
+        learn._rebuild()
 
 
 def _explain(error: CancelException, learn: Any) -> None:

@@ -22,18 +22,17 @@ uncut(add_note)  # it runs between an error and its cleanup
 
 
 class Span:
-    """The names of a span's events, the exception that cancels it, and how it may be run."""
+    """The names of a span's events, the exception that cancels it, and whether Ctrl-C may stop it."""
 
-    __slots__ = ("after", "after_cancel", "before", "cancel", "cleanup", "innermost", "name", "stops")
+    __slots__ = ("after", "after_cancel", "before", "cancel", "cleanup", "name", "stops")
 
     def __init__(
         self,
         name: str,
         cancel: type[CancelException],
         stops: bool = False,  # Ctrl-C may stop before it
-        innermost: bool = False,  # its body sends no events: where nobody listens, it runs bare
     ):
-        self.name, self.cancel, self.stops, self.innermost = name, cancel, stops, innermost
+        self.name, self.cancel, self.stops = name, cancel, stops
         self.before, self.after, self.cleanup = f"before_{name}", f"after_{name}", f"cleanup_{name}"
         self.after_cancel = f"after_cancel_{name}"
 
@@ -46,8 +45,8 @@ EPOCH = Span("epoch", CancelEpochException, stops=True)
 TRAIN = Span("train", CancelTrainException, stops=True)
 VALIDATE = Span("validate", CancelValidException, stops=True)
 BATCH = Span("batch", CancelBatchException, stops=True)
-BACKWARD = Span("backward", CancelBackwardException, innermost=True)
-STEP = Span("step", CancelStepException, innermost=True)
+BACKWARD = Span("backward", CancelBackwardException)
+STEP = Span("step", CancelStepException)
 SPANS = (FIT, EPOCH, TRAIN, VALIDATE, BATCH, BACKWARD, STEP)
 
 
@@ -63,14 +62,6 @@ def run_span(
     if learn._stop_requested and span.stops:
         learn._stop_here()
     if not entered:
-        if span.innermost and span.name in learn._silent:
-            try:
-                body()
-            except span.cancel:
-                pass
-            if span.name in learn._silent:
-                return
-            entered, body = True, _nothing  # a callback that was added meanwhile hears the end
         learn._open_spans.append(span)
     try:
         try:
@@ -97,6 +88,20 @@ def run_span(
         learn._open_spans.pop()
     if learn._stop_requested and span is BATCH:
         learn._stop_here()
+
+
+def run_innermost(learn: Any, span: Span, body: Callable[[], Any]) -> None:
+    """A span whose body sends no events: where nobody listens to it, the body runs bare."""
+    if span.name not in learn._silent:
+        return run_span(learn, span, body)
+    try:
+        body()
+    except span.cancel:
+        pass
+    if span.name not in learn._silent:  # a callback that was added meanwhile hears the end
+        learn._open_spans.append(span)
+        run_span(learn, span, _nothing, entered=True)
+    return None
 
 
 def _nothing() -> None:

@@ -1,5 +1,6 @@
 """The loop: fit, epoch, batch, step, in that order. What it leans on lies in the rooms beside it."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +20,7 @@ from learnloop.loop.fits import (
 )
 from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
-from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
+from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_innermost, run_span
 from learnloop.loop.state import check_callback_states
 
 
@@ -52,6 +53,7 @@ class TrainingLoop(CurrentBatch):
     _stage: tuple[str, int] = ("fit", 0)  # the last place from which a fit can go on, and its epoch
     _first_epoch: int = 0
     _batches_done: int = 0  # in this training phase
+    _progress: tuple[float, float] = (0.0, 1.0)  # what a batch adds to `pct_train`, and its end in this epoch
     _identity: dict[str, Any] | None = None  # what this fit is made of, and a resumed one must be made of
     _data_seed: int = 0  # of the data's order and augmentation in this fit
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
@@ -100,6 +102,7 @@ class TrainingLoop(CurrentBatch):
         with opened(self, start) as stream:
             if self.training:
                 arrive(self, "train", self.epoch)
+                self._progress = 1.0 / ((self.n_iter or math.inf) * self.n_epoch), (self.epoch + 1) / self.n_epoch
             i = None
             for i, self.batch in enumerate(stream, start):
                 self.one_batch(i, self.batch)
@@ -131,8 +134,8 @@ class TrainingLoop(CurrentBatch):
     def _do_grad_opt(self) -> None:
         if self._has_no_graph() and self._has_nothing_to_train():
             return
-        run_span(self, BACKWARD, self._backward)
-        run_span(self, STEP, self._step)
+        run_innermost(self, BACKWARD, self._backward)
+        run_innermost(self, STEP, self._step)
         self.opt.zero_grad()  # after the step, not before backward: accumulation leaves gradients on purpose
 
     def _backward(self) -> None:
@@ -167,9 +170,9 @@ class TrainingLoop(CurrentBatch):
         if self._passes is not None:
             self._passes.mark()
             self.pct_train = min(1.0, self.opt_iter / self.n_step)  # type: ignore[operator]
-        elif self.n_iter and self.n_epoch:
-            pct = self.pct_train + 1.0 / (self.n_iter * self.n_epoch)
-            end = (self.epoch + 1) / self.n_epoch  # a loader may have more batches than it says
+        else:
+            share, end = self._progress  # a loader may have more batches than it says
+            pct = self.pct_train + share
             self.pct_train = pct if pct < end else end
 
     def at_boundary(self, action: Callable[[], Any]) -> None:

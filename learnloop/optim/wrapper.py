@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnloop.optim.calls import FLAGS
 from learnloop.optim.groups import Group, as_groups, listed, sorted_by_pattern
-from learnloop.optim.hypers import LinkedDict, checked, host_number
+from learnloop.optim.hypers import LinkedDict, checked, host_number, spread
 from learnloop.optim.optimizer import Optimizer
 from learnloop.optim.saved import copied
 
@@ -132,7 +132,9 @@ class OptimWrapper(Optimizer):
 
     def set_hyper(self, name: str, value: Any) -> None:
         """Sets a hyper in every group; see `Optimizer.set_hyper`."""
-        super().set_hyper(name, value)
+        faces, groups = self.hypers, self._groups()  # looked at once: schedules come here in every batch
+        for i, v in enumerate(spread(name, value, len(groups))):
+            self._write_in(faces[i], groups[i][1], i, name, v)
         self._decay_asked |= name == "wd"
 
     def state_dict(self) -> dict[str, Any]:
@@ -145,7 +147,9 @@ class OptimWrapper(Optimizer):
         self._decay_asked = sd.get("decay_asked", self._decay_asked)
 
     def _write(self, i: int, name: str, value: Any) -> None:
-        face, (_, group) = self.hypers[i], self._groups()[i]
+        self._write_in(self.hypers[i], self._groups()[i][1], i, name, value)
+
+    def _write_in(self, face: LinkedDict, group: dict[str, Any], i: int, name: str, value: Any) -> None:
         key, _, place = self._maps[i].get(name, name).partition("__")
         old: Any = group.get(key)
         new = tuple(value if j == int(place) else v for j, v in enumerate(old)) if place else value

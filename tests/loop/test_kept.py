@@ -1,0 +1,64 @@
+"""What the loop keeps of each batch, and when it comes to the host."""
+
+import pytest
+import torch
+
+from learnloop.loop.kept import FOLD, Kept
+
+
+def kept_of(*losses):
+    kept = Kept()
+    kept.losses += [torch.tensor(loss) for loss in losses]
+    return kept
+
+
+def test_losses_come_in_order_from_any_number_on():
+    kept = kept_of(1.0, 2.0)
+    kept.fold()
+    kept.losses.append(torch.tensor(3.0))
+    assert [kept.since(start) for start in range(4)] == [[1.0, 2.0, 3.0], [2.0, 3.0], [3.0], []]
+
+
+def test_folding_after_every_batch_keeps_the_number_of_tensors_bounded():
+    kept = Kept()
+    for i in range(FOLD + 10):
+        kept.losses.append(torch.tensor(float(i)))
+        kept.fold()
+    assert len(kept.folded) < FOLD
+    assert kept.since(FOLD + 7) == [FOLD + 7.0, FOLD + 8.0, FOLD + 9.0]
+
+
+def test_losses_of_several_kinds_become_one_tensor():
+    kept = Kept()
+    kept.losses += [torch.tensor([1.0, 3.0]), 4, torch.tensor(0.5)]
+    assert kept.since(0) == [2.0, 4.0, 0.5]
+
+
+def test_on_the_host_all_losses_have_arrived():
+    kept = kept_of(1.0, 2.0, 3.0)
+    assert (kept.arrived(0), kept.arrived(2), kept.arrived(3)) == ([1.0, 2.0, 3.0], [3.0], [])
+
+
+def test_a_state_holds_everything_and_goes_on():
+    kept, other = kept_of(1.0, 2.0), Kept()
+    kept.rates += [0.1, 0.2]
+    other.load_state_dict(kept.state_dict())
+    other.losses.append(torch.tensor(3.0))
+    assert (other.since(0), other.rates, len(other)) == ([1.0, 2.0, 3.0], [0.1, 0.2], 3)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_losses_arrive_one_look_later_and_nothing_waits_for_them():
+    kept = Kept()
+    kept.losses += [torch.tensor(loss, device="cuda") for loss in (1.0, 2.0)]
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        first = kept.arrived(0)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+    kept.losses.append(torch.tensor(3.0, device="cuda"))
+    assert (first, kept.arrived(0)) == ([], [1.0, 2.0])
+    torch.cuda.synchronize()
+    assert (kept.arrived(2), kept.since(0)) == ([3.0], [1.0, 2.0, 3.0])
