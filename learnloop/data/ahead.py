@@ -15,8 +15,9 @@ def ahead(stream: Iterator[Any], device: torch.device) -> Iterator[Any]:
     as they are. Source: docs.pytorch.org/docs/stable/notes/cuda.html, "CUDA streams".
     """
     copying = torch.cuda.Stream(device)
-    waiting: list[Any] = []  # the batch on its way, and whether it has to move
-    failed = None
+    waiting: tuple[Any, bool] | None = None  # the batch on its way, and whether it has to move
+    batch: Any = None
+    failed: Exception | None = None
     try:
         while failed is None:
             try:
@@ -27,15 +28,14 @@ def ahead(stream: Iterator[Any], device: torch.device) -> Iterator[Any]:
                 is_moving = not on_device(batch, device)
                 with torch.cuda.stream(copying):
                     batch = to_device(batch, device, non_blocking=True) if is_moving else batch
-            if waiting:
+            if waiting is not None:
                 yield _arrived(*waiting, copying, device)
-            if failed is None:
-                waiting = [batch, is_moving]
-                del batch
+            waiting = (batch, is_moving) if failed is None else None
+            batch = None
         if not isinstance(failed, StopIteration):
             raise failed
     finally:
-        waiting.clear()
+        batch = waiting = failed = None  # a traceback keeps this frame
         if hasattr(stream, "close"):
             stream.close()
 

@@ -382,7 +382,6 @@ def test_wrong_arguments_are_refused_at_once(arguments, message):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.parametrize("mode", MODES)
 def test_on_cuda_it_trains_as_a_loop_by_hand(mode):
     learn = learner(ll.GradientClip(0.1), ll.MixedPrecision(mode, init_scale=2.0**20))
