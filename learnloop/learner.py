@@ -736,7 +736,7 @@ class Learner(TrainingLoop):
     ) -> DryRun:
         """Which callbacks would hear each event of a fit, in which order and why, what each writes, what conflicts.
 
-        The first and the last epoch are run with one batch in each phase, and undone to the bit. Callbacks with
+        The first and the last epoch are run with two batches in each phase, and undone to the bit. Callbacks with
         `acts_outside` are listed and not called. `.rows`, `.writes`, `.conflicts` and `.explain(event)` are there too.
         """
         n_epoch_or_none = n_epoch if n_step is None else None

@@ -24,6 +24,12 @@ _DEPTHS = {event.name: event.depth for event in LOOP}
 _TRAIN_ONLY = ("backward", "step", "train")
 #: What several may change without getting into each other's way: draws follow each other, hooks stand side by side.
 _SHARED = {"random state", "hooks", "a file"}
+#: What every batch makes anew, so that nobody holds it longer.
+_OF_A_BATCH = {"xb", "yb", "pred", "loss", "loss_grad", "gradients"}
+_IN_A_BATCH = ("batch", "backward", "step")
+
+
+N_BATCH = 2  # of each phase: some callbacks keep the first one, and act from the second on
 
 
 class Row(NamedTuple):
@@ -43,15 +49,17 @@ class Row(NamedTuple):
 class Conflict(NamedTuple):
     """Two callbacks that may get into each other's way, and no law between them says what is meant."""
 
-    kind: str  # 'both write' or 'reads before'
+    kind: str  # 'both write', 'reads before' or 'puts back'
     what: str
     first: str  # who runs earlier
     second: str
-    where: str  # an event, or a span
+    where: str  # an event
 
     def __str__(self) -> str:
         if self.kind == "both write":
             return f"{self.first} and {self.second} both write {self.what} in {self.where}; {self.second} comes last"
+        if self.kind == "puts back":
+            return f"{self.second} puts {self.what} back in {self.where}, and so undoes what {self.first} writes"
         return f"{self.first} reads {self.what} in {self.where} before {self.second} writes it"
 
 
@@ -67,7 +75,7 @@ class Text(str):
 
 @dataclass(frozen=True, repr=False)
 class DryRun:
-    """What a fit would do, from one batch of each phase: as text in a terminal, folded in a notebook, as data."""
+    """What a fit would do, from a few batches of it: as text in a terminal, folded in a notebook, as data."""
 
     title: str
     rows: tuple[Row, ...]  # in firing order, in an event as they run
@@ -142,8 +150,8 @@ def _cells(row: Row) -> tuple[str, str, str]:
 # The run
 
 
-def rehearse(learn: Any, call: FitCall) -> DryRun:
-    """What a fit would do, without doing it: its first and its last epoch are run with one batch in each phase.
+def rehearse(learn: Any, call: FitCall, n_batch: int = N_BATCH) -> DryRun:
+    """What a fit would do, without doing it: its first and its last epoch are run with two batches in each phase.
 
     Afterwards everything is as it was, to the bit: weights, optimizer, counters, record, random states, the attributes
     of callbacks. Callbacks with `acts_outside = True` are listed and not called; `learn.save` writes nothing; what is
@@ -159,15 +167,16 @@ def rehearse(learn: Any, call: FitCall) -> DryRun:
         watch.watch_opt(opt)
         try:
             with _quietly():
-                run_dry(learn, call)
+                run_dry(learn, call, n_batch)
         finally:
             watch.leave_opt(opt)
-    return DryRun(_title(call), *found(cbs, watch.seen, watch.fired))
+    return DryRun(_title(call, n_batch), *found(cbs, watch.seen, watch.fired))
 
 
-def _title(call: FitCall) -> str:
+def _title(call: FitCall, n_batch: int) -> str:
     length = f"{call.n_epoch}" if call.n_step is None else f"n_step={call.n_step}"
-    return f"dry run of fit({length}): one batch of each phase, and nothing of it stays"
+    batches = "one batch" if n_batch == 1 else f"{n_batch} batches"
+    return f"dry run of fit({length}): {batches} of each phase, and nothing of it stays"
 
 
 @contextmanager
@@ -276,32 +285,47 @@ def _span_of(event: str) -> str:
 
 
 def _conflicts(rows: list[Row], owners: list[Placed]) -> Iterator[Conflict]:
-    """Each pair and thing once, at the event where they meet, else in the span."""
+    """Pairs without a law between them, each with each thing once: at one event first, then over a span."""
     told: set[Any] = set()
-    pairs = [(i, j) for j in range(len(rows)) for i in range(j)]
-    for only_event in (True, False):
-        for i, j in pairs:
-            a, b = rows[i], rows[j]
-            if a.callback == b.callback or (a.event == b.event) is not only_event or _is_settled(owners[i], owners[j]):
-                continue
-            for conflict in _between(a, b):
-                key = (conflict.kind, conflict.what, *sorted((a.callback, b.callback)))
-                if key not in told:
-                    told.add(key)
-                    yield conflict
+    for find in (_at_one_event, _over_a_span):
+        for j, b in enumerate(rows):
+            for i, a in enumerate(rows[:j]):
+                if a.callback != b.callback and not _is_settled(owners[i], owners[j]):
+                    for conflict in find(a, b, rows):
+                        key = (conflict.what, *sorted((a.callback, b.callback)))
+                        if key not in told:
+                            told.add(key)
+                            yield conflict
 
 
-def _between(a: Row, b: Row) -> Iterator[Conflict]:
-    """Conflicts of a row with a later one."""
-    if _span_of(a.event) != _span_of(b.event) or (a.phases and b.phases and not set(a.phases) & set(b.phases)):
+def _at_one_event(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
+    """What both write, and what the earlier one reads and the later one writes."""
+    if a.event != b.event or (a.phases and not set(a.phases) & set(b.phases)):
         return
-    where = a.event if a.event == b.event else f"the {_span_of(a.event)} span"
+    for what in b.writes:
+        if what in a.writes and what not in _SHARED:
+            yield Conflict("both write", what, a.callback, b.callback, a.event)
+        elif what in a.reads:
+            yield Conflict("reads before", what, a.callback, b.callback, a.event)
+
+
+def _over_a_span(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
+    """What the later one puts back at the end of a span, at whose start it has set it, while `a` set it in between."""
+    span = _span_of(b.event)
+    held = next((row for row in rows if row.callback == b.callback and row.event == f"before_{span}"), None)
+    if held is None or not b.event.startswith(("after_", "cleanup_")) or rows.index(held) > rows.index(a):
+        return
     for what in a.writes:
-        if what in b.writes and what not in _SHARED:
-            yield Conflict("both write", what, a.callback, b.callback, where)
-    for what in b.writes if a.event == b.event else ():
-        if what in a.reads and what not in a.writes:
-            yield Conflict("reads before", what, a.callback, b.callback, where)
+        is_held = what in b.writes and what in held.writes and not _is_put_back(what, a, rows)
+        if is_held and what not in _SHARED and (what not in _OF_A_BATCH or span in _IN_A_BATCH):
+            yield Conflict("puts back", what, a.callback, b.callback, b.event)
+
+
+def _is_put_back(what: str, row: Row, rows: list[Row]) -> bool:
+    """Whether a callback that sets something at the start of a span sets it again at the end, or has just done that."""
+    span = _span_of(row.event)
+    own = [r.event for r in rows if r.callback == row.callback and what in r.writes and _span_of(r.event) == span]
+    return len(own) > 1 and f"before_{span}" in own
 
 
 def _is_settled(a: Placed, b: Placed) -> bool:

@@ -34,6 +34,7 @@ class _Before:
 
     def __init__(self, learn: Any, cbs: list[Any]):
         self.learn, self.kind, self.attributes = learn, type(learn), dict(vars(learn))
+        self.cbs = list(learn.cbs)  # the list itself grows where one joins
         self.of_cbs = [(cb, dict(vars(cb))) for cb in cbs]
         self.modules = [_Shelf(m) for part in (learn.model, learn.loss_func) for m in _modules(part)]
         self.places = [(t, t.data) for part in (learn.model, learn.loss_func) for t in _tensors(part)]
@@ -46,6 +47,7 @@ class _Before:
         learn = self.learn
         object.__setattr__(learn, "__class__", self.kind)
         _refill(vars(learn), self.attributes)
+        learn.cbs[:] = self.cbs
         for shelf in self.modules:
             shelf.put_back()
         for t, data in self.places:
@@ -69,11 +71,22 @@ class _Shelf:
         self.module, self.attributes = module, dict(vars(module))
         containers = [value for value in self.attributes.values() if isinstance(value, (dict, list, set))]
         self.contents = [(container, copy.copy(container)) for container in containers]
+        self.tensors = {**module._parameters, **module._buffers}
 
     def put_back(self) -> None:
+        _take_values(self.tensors, {**self.module._parameters, **self.module._buffers})
         _refill(vars(self.module), self.attributes)
         for container, content in self.contents:
             _refill(container, content)
+
+
+@torch.no_grad()
+def _take_values(former: dict[str, Any], now: dict[str, Any]) -> None:
+    """Tensors that others took the place of get the values of those: a state was loaded into these."""
+    for name, tensor in former.items():
+        other = now.get(name)
+        if tensor is not None and other is not None and other is not tensor and other.shape == tensor.shape:
+            tensor.copy_(other)
 
 
 def _refill(container: Any, content: Any) -> None:

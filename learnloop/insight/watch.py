@@ -3,6 +3,7 @@
 import random
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -158,6 +159,10 @@ def _watched(kind: Any, watch: Watch) -> Any:
                 for event, handlers in table.items():
                     handlers[:] = [watch.wrapped(event, handler) for handler in handlers]
 
+        def _predict(self) -> None:
+            with _as_written(self.model):
+                super()._predict()
+
         def save(self, file: Any, *args: Any, **kwargs: Any) -> Path:
             return watch.save(file)
 
@@ -169,6 +174,13 @@ def _watched(kind: Any, watch: Watch) -> Any:
 
     Watched.__name__, Watched.__qualname__, Watched.__module__ = kind.__name__, kind.__qualname__, kind.__module__
     return Watched
+
+
+def _as_written(model: Any) -> AbstractContextManager[Any]:
+    """A context in which a compiled model runs as it was written: compiling it would take longer than all else."""
+    modules = model.modules() if isinstance(model, nn.Module) else ()
+    is_compiled = any(getattr(m, "_compiled_call_impl", None) or hasattr(m, "_orig_mod") for m in modules)
+    return torch.compiler.set_stance("force_eager") if is_compiled else nullcontext()
 
 
 def _noting_modes(watch: Watch, module: nn.Module) -> Callable[[bool], nn.Module]:
@@ -216,6 +228,7 @@ def _look(learn: Any, cb: Any) -> dict[str, Any]:
     own, model, opt = vars(learn), learn.model, learn.opt
     found = {n: _mark(v) for n, v in own.items() if _is_shown(n) and not isinstance(v, Callback)}
     found |= {"loss": _mark(own.get("_loss")), "loss_grad": _mark(own.get("_loss_grad"))}
+    found["cbs"] = _mark(list(learn.cbs))
     found["metrics"] = _mark(list(learn.metrics)) if hasattr(learn, "metrics") else None
     if isinstance(model, nn.Module):
         found |= _of_model(model)
@@ -223,7 +236,7 @@ def _look(learn: Any, cb: Any) -> dict[str, Any]:
         found |= _of_opt(opt)
     for other in learn.cbs:
         if other is not cb:
-            found |= {f"{other.name}.{n}": _mark(v) for n, v in vars(other).items() if _is_shown(n)}
+            found |= {f"{other.name}.{n}": _mark(v) for n, v in _public(other)}
     found["random state"] = hash((random.getstate(), _numpy_state(), bytes(torch.get_rng_state().numpy())))
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
     found["autocast"] = [torch.is_autocast_enabled(device) for device in devices]
@@ -232,6 +245,15 @@ def _look(learn: Any, cb: Any) -> dict[str, Any]:
 
 def _is_shown(name: str) -> bool:
     return not name.startswith("_") and name not in ("learn", "batch")  # what is in a batch is in xb and yb
+
+
+def _public(cb: Any) -> Iterator[tuple[str, Any]]:
+    """Attributes, and what lies behind a property."""
+    for name, value in vars(cb).items():
+        if _is_shown(name):
+            yield name, value
+        elif isinstance(getattr(type(cb), name[1:], None), property):
+            yield name[1:], value
 
 
 def _numpy_state() -> Any:

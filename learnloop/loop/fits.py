@@ -131,16 +131,16 @@ def _trial(learn: Any, call: FitCall) -> None:
     run_span(learn, FIT, partial(run_span, learn, EPOCH, learn._do_epoch_train))
 
 
-def run_dry(learn: Any, call: FitCall) -> None:
-    """The first and the last epoch of a fit with one batch in each phase, undone as far as a state goes."""
-    run_undone(learn, "fit", call.cbs, partial(_dry, learn, call))
+def run_dry(learn: Any, call: FitCall, n_batch: int) -> None:
+    """The first and the last epoch of a fit with `n_batch` batches in each phase, undone as far as a state goes."""
+    run_undone(learn, "fit", call.cbs, partial(_dry, learn, call, n_batch))
 
 
-def _dry(learn: Any, call: FitCall) -> None:
+def _dry(learn: Any, call: FitCall, n_batch: int) -> None:
     learn._prepare_opt(call, False)
     learn._resuming = learn._point = None
     _begin(learn, call)
-    learn._at_most, learn.epoch = 1, min(call.start_epoch, max(0, learn.n_epoch - 1))
+    learn._at_most, learn.epoch = n_batch, min(call.start_epoch, max(0, learn.n_epoch - 1))
     if learn.n_step is not None:
         learn._passes = Passes(learn, learn._loader(0))
     run_span(learn, FIT, partial(_first_and_last, learn))
