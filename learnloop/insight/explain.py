@@ -140,7 +140,7 @@ def _indented(row: Row) -> str:
 
 def _cells(row: Row) -> tuple[str, str, str]:
     """Why, phases, and what it does."""
-    phases = "" if len(row.phases) == 2 else "".join(row.phases)
+    phases = "both" if len(row.phases) == 2 else "".join(row.phases)
     does = [f"writes {', '.join(row.writes)}"] if row.writes else []
     does += [f"raises {', '.join(row.cancels)}"] if row.cancels else []
     does += [f"({row.note})"] if row.note else []
@@ -157,17 +157,17 @@ def rehearse(learn: Any, call: FitCall, n_batch: int = N_BATCH) -> DryRun:
     of callbacks. Callbacks with `acts_outside = True` are listed and not called; `learn.save` writes nothing; what is
     printed or displayed is not shown. A callback of your own that writes files by itself should say `acts_outside`.
     """
-    joining = list(call.cbs)
-    with TemporaryDirectory() as folder, StopButton(learn, at_once=True), untouched(learn, [*learn.cbs, *joining]):
+    cbs = [*learn.cbs, *call.cbs]
+    with TemporaryDirectory() as folder, StopButton(learn, at_once=True), untouched(learn, cbs) as before:
         if learn.opt is None or call.reset_opt:
             learn.create_opt()
         watch, opt = Watch(learn, Path(folder)), learn.opt
-        cbs = [*learn.cbs, *joining]
+        before.opt = opt
         watch.begin()
         watch.watch_opt(opt)
         try:
             with _quietly():
-                run_dry(learn, call, n_batch)
+                run_dry(learn, call, n_batch, before.reassemble)
         finally:
             watch.leave_opt(opt)
     return DryRun(_title(call, n_batch), *found(cbs, watch.seen, watch.fired))

@@ -14,26 +14,28 @@ from learnloop.loop.interrupt import uncut
 
 
 @contextmanager
-def untouched(learn: Any, cbs: list[Any]) -> Iterator[None]:
+def untouched(learn: Any, cbs: list[Any]) -> Iterator["Before"]:
     """A context at whose end `learn` and `cbs` have every attribute that they had, with the values that it had.
 
     Callbacks and metrics work on copies of their attributes meanwhile; one that cannot be copied, such as an open file,
-    is shared. The values of weights, optimizer and counters are a state's business; so this goes around `run_undone`.
+    is shared. The values of weights, optimizer and counters are a state's business: `run_undone` calls `reassemble` of
+    what this gives before it loads that, so that a state meets the parts that it was taken of.
     """
-    before = _Before(learn, cbs)
+    before = Before(learn, cbs)
     with preserved_randomness():
         try:
             _work_on_copies(learn, cbs)
-            yield
+            yield before
         finally:
             before.put_back()
 
 
-class _Before:
+class Before:
     """What a learner is made of, by reference."""
 
     def __init__(self, learn: Any, cbs: list[Any]):
         self.learn, self.kind, self.attributes = learn, type(learn), dict(vars(learn))
+        self.model, self.opt = learn.model, learn.opt
         self.cbs = list(learn.cbs)  # the list itself grows where one joins
         self.of_cbs = [(cb, dict(vars(cb))) for cb in cbs]
         self.modules = [_Shelf(m) for part in (learn.model, learn.loss_func) for m in _modules(part)]
@@ -42,16 +44,22 @@ class _Before:
         self.generators = [(g, g.get_state()) for g in _generators(learn.dls)]
         self.frozen_idx = getattr(learn.opt, "frozen_idx", None)
 
+    def reassemble(self) -> None:
+        """Model and optimizer are in their places with all that is in them; the values of tensors may be others."""
+        vars(self.learn).update(model=self.model, opt=self.opt)
+        for shelf in self.modules:
+            shelf.put_back()
+        for t, data in self.places:
+            if t.device != data.device or t.data_ptr() != data.data_ptr() or t.stride() != data.stride():
+                t.data = data  # it was moved to a device, or to another order in memory
+
     @uncut
     def put_back(self) -> None:
         learn = self.learn
         object.__setattr__(learn, "__class__", self.kind)
+        self.reassemble()
         _refill(vars(learn), self.attributes)
         learn.cbs[:] = self.cbs
-        for shelf in self.modules:
-            shelf.put_back()
-        for t, data in self.places:
-            _move_back(t, data)
         with torch.no_grad():
             for t, value in self.loss_values:
                 t.copy_(value)
@@ -71,35 +79,16 @@ class _Shelf:
         self.module, self.attributes = module, dict(vars(module))
         containers = [value for value in self.attributes.values() if isinstance(value, (dict, list, set))]
         self.contents = [(container, copy.copy(container)) for container in containers]
-        self.tensors = {**module._parameters, **module._buffers}
 
     def put_back(self) -> None:
-        _take_values(self.tensors, {**self.module._parameters, **self.module._buffers})
         _refill(vars(self.module), self.attributes)
         for container, content in self.contents:
             _refill(container, content)
 
 
-@torch.no_grad()
-def _take_values(former: dict[str, Any], now: dict[str, Any]) -> None:
-    """Tensors that others took the place of get the values of those: a state was loaded into these."""
-    for name, tensor in former.items():
-        other = now.get(name)
-        if tensor is not None and other is not None and other is not tensor and other.shape == tensor.shape:
-            tensor.copy_(other)
-
-
 def _refill(container: Any, content: Any) -> None:
     container.clear()
     container.extend(content) if isinstance(container, list) else container.update(content)
-
-
-@torch.no_grad()
-def _move_back(t: Tensor, data: Tensor) -> None:
-    """A tensor that was moved, to a device or another order in memory, is where it was, with the value it has now."""
-    if t.device != data.device or t.data_ptr() != data.data_ptr() or t.stride() != data.stride():
-        data.copy_(t)
-        t.data = data
 
 
 def _modules(part: Any) -> Iterable[nn.Module]:

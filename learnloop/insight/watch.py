@@ -94,7 +94,7 @@ class Watch:
             self._now.writes.add(what)
 
     def assigning(self, name: str, former: Any, value: Any, module: str) -> None:
-        if self._now is None or name.startswith("_") or self.learn._depth or _is_loop(module):
+        if self._now is None or name.startswith("_") or self.learn._depth or _is_own(module):
             return
         self._now.assigned.setdefault(name, [former]).append(value)
 
@@ -104,7 +104,7 @@ class Watch:
             return
         module = frame.f_globals.get("__name__", "")
         is_delegated = frame.f_code is Callback.__getattr__.__code__
-        if is_delegated or not (_is_loop(module) or module == "learnloop.learner"):
+        if is_delegated or not _is_own(module):
             self._now.reads.add(name)
 
     # Files of the learner's own
@@ -125,8 +125,9 @@ class Watch:
         return True
 
 
-def _is_loop(module: str) -> bool:
-    return module.startswith("learnloop.loop.")
+def _is_own(module: str) -> bool:
+    """Whether the learner's own code is at work there: what that changes shows by comparing."""
+    return module.startswith("learnloop.loop.") or module == "learnloop.learner"
 
 
 def _phase(learn: Any) -> str:
@@ -248,11 +249,11 @@ def _is_shown(name: str) -> bool:
 
 
 def _public(cb: Any) -> Iterator[tuple[str, Any]]:
-    """Attributes, and what lies behind a property."""
+    """Attributes, and what lies behind a property that can be set."""
     for name, value in vars(cb).items():
         if _is_shown(name):
             yield name, value
-        elif isinstance(getattr(type(cb), name[1:], None), property):
+        elif getattr(getattr(type(cb), name[1:], None), "fset", None) is not None:
             yield name[1:], value
 
 

@@ -1,5 +1,6 @@
 """One fit from its arguments to its end: checked, begun, stopped by Ctrl-C, gone on with where it was stopped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -131,9 +132,9 @@ def _trial(learn: Any, call: FitCall) -> None:
     run_span(learn, FIT, partial(run_span, learn, EPOCH, learn._do_epoch_train))
 
 
-def run_dry(learn: Any, call: FitCall, n_batch: int) -> None:
-    """The first and the last epoch of a fit with `n_batch` batches in each phase, undone as far as a state goes."""
-    run_undone(learn, "fit", call.cbs, partial(_dry, learn, call, n_batch))
+def run_dry(learn: Any, call: FitCall, n_batch: int, reassemble: Callable[[], Any]) -> None:
+    """The first and the last epoch of a fit with `n_batch` batches in each phase, undone as `run_undone` does it."""
+    run_undone(learn, "fit", call.cbs, partial(_dry, learn, call, n_batch), reassemble)
 
 
 def _dry(learn: Any, call: FitCall, n_batch: int) -> None:
@@ -148,7 +149,7 @@ def _dry(learn: Any, call: FitCall, n_batch: int) -> None:
 
 def _first_and_last(learn: Any) -> None:
     check_callback_states(learn)
-    for learn.epoch in sorted({learn._first_epoch, learn.n_epoch - 1}):
+    for learn.epoch in sorted({learn._first_epoch, learn.n_epoch - 1}):  # noqa: B020
         if learn._first_epoch <= learn.epoch < learn.n_epoch:
             run_span(learn, EPOCH, learn._do_epoch)
 
