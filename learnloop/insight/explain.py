@@ -265,12 +265,8 @@ def _why_not(placed: Placed, event: str, names: dict[int, str], seen: Sequence[S
 
 def _phases(cb: Any, event: str) -> tuple[str, ...]:
     span = _span_of(event)
-    if span in _TRAIN_ONLY:
-        wanted = ("train",)
-    elif span == "validate":
-        wanted = ("validate",)
-    else:
-        wanted = ("train", "validate") if span == "batch" else ()
+    wanted = ["train"] if span in _TRAIN_ONLY else ["validate"] if span == "validate" else []
+    wanted = ["train", "validate"] if span == "batch" else wanted
     heard = {"train": cb.run_train, "validate": cb.run_valid}
     return tuple(phase for phase in wanted if event not in BATCH_EVENTS or heard[phase])
 

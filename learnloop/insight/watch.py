@@ -322,10 +322,11 @@ class _Mark(_Same):
         self.numbers = _sample(value)
 
     def __eq__(self, other: object) -> bool:
-        is_same = isinstance(other, _Mark) and self.value is other.value
-        return is_same and self.version == other.version and self.numbers == other.numbers
+        if not isinstance(other, _Mark) or self.value is not other.value:
+            return False
+        return self.version == other.version and self.numbers == other.numbers
 
-    __hash__ = None  # type: ignore[assignment]
+    __hash__ = None
 
 
 def _mark(value: Any, depth: int = 2) -> Any:
