@@ -4,7 +4,7 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
-__all__ = ["code", "paragraph", "table"]
+__all__ = ["code", "details", "paragraph", "table"]
 
 
 def table(
@@ -17,6 +17,11 @@ def table(
     body = "".join(f"<tr>{''.join(f'<td>{_text(cell)}</td>' for cell in row)}</tr>" for row in rows)
     title = f"<caption>{_text(caption)}</caption>" if caption else ""
     return f"<table>{title}{head}<tbody>{body}</tbody></table>"
+
+
+def details(summary: Any, *inner: str, is_open: bool = False) -> str:
+    """A line that unfolds what is inside, which is HTML already."""
+    return f"<details{' open' if is_open else ''}><summary>{_text(summary)}</summary>{''.join(inner)}</details>"
 
 
 def paragraph(text: Any) -> str:

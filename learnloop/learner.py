@@ -31,11 +31,11 @@ from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed, preserved_randomness
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
+from learnloop.insight.explain import DryRun, Text, outline, rehearse
 from learnloop.insight.samples import show_batch, show_results
 from learnloop.insight.summary import ModelSummary, summarize
 from learnloop.loop.callback import Callback, nearest
 from learnloop.loop.dispatch import listed
-from learnloop.loop.events import LOOP
 from learnloop.loop.fits import FitCall, run_fit, run_trial
 from learnloop.loop.runs import end_run, run_beside
 from learnloop.loop.spans import EPOCH, FIT, enter_span, run_span
@@ -152,7 +152,8 @@ class Learner(TrainingLoop):
         n_step: int | None = None,  # updates to make, instead of `n_epoch`
         valid_every: int | None = None,  # updates from one validation to the next; None: one at the end
         resume: Any = False,  # True: from the newest file of the Checkpoint among the callbacks; or a file or folder
-    ) -> None:
+        dry_run: bool = False,  # train nothing: return what each callback would do
+    ) -> DryRun | None:
         """Trains for `n_epoch` epochs, or for `n_step` updates with a validation every `valid_every` of them.
 
         Ctrl-C ends it at the next batch boundary with a KeyboardInterrupt; `resume()` goes on from there. Another
@@ -160,9 +161,12 @@ class Learner(TrainingLoop):
         none yet.
         """
         call = FitCall(n_epoch, lr, wd, cbs, reset_opt, start_epoch, n_step, valid_every).checked(self)
+        if dry_run:
+            return rehearse(self, call)
         self._rest = Learner._rest
         stored = self._stored(resume, call.cbs)
         run_fit(self, replace(call, repeats=stored is not None), None if stored is None else stored.state)
+        return None
 
     def _stored(self, resume: Any, cbs: Any) -> Stored | None:
         if isinstance(resume, Stored) or resume is False or resume is None:
@@ -225,12 +229,14 @@ class Learner(TrainingLoop):
         n_step: int | None = None,
         valid_every: int | None = None,
         resume: Any = False,  # as in `fit`
-    ) -> None:
+        dry_run: bool = False,  # as in `fit`
+    ) -> DryRun | None:
         """Trains with one cycle: the rate up and down, momentum the other way (Smith, arXiv 1803.09820)."""
         moms = self.moms if moms is None else moms
-        scheds = one_cycle(self._rates(lr_max, reset_opt), moms, div, div_final, pct_start)
-        numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every}
-        self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
+        with self._opt_put_back(dry_run):
+            scheds = one_cycle(self._rates(lr_max, reset_opt), moms, div, div_final, pct_start)
+            numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every, "dry_run": dry_run}
+            return self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
 
     def fit_flat_cos(
         self,
@@ -246,11 +252,13 @@ class Learner(TrainingLoop):
         n_step: int | None = None,
         valid_every: int | None = None,
         resume: Any = False,  # as in `fit`
-    ) -> None:
+        dry_run: bool = False,  # as in `fit`
+    ) -> DryRun | None:
         """Trains at one rate, then lets it go down along half a cosine."""
-        scheds = {"lr": flat_cos(self._rates(lr, reset_opt), div_final, pct_start)}
-        numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every}
-        self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
+        with self._opt_put_back(dry_run):
+            scheds = {"lr": flat_cos(self._rates(lr, reset_opt), div_final, pct_start)}
+            numbers = {"start_epoch": start_epoch, "n_step": n_step, "valid_every": valid_every, "dry_run": dry_run}
+            return self._fit_with(scheds, cbs, n_epoch, wd=wd, resume=resume, **numbers)
 
     def fit_sgdr(
         self,
@@ -263,14 +271,27 @@ class Learner(TrainingLoop):
         wd: float | None = None,
         start_epoch: int = 0,
         resume: Any = False,  # as in `fit`
-    ) -> None:
+        dry_run: bool = False,  # as in `fit`
+    ) -> DryRun | None:
         """Trains in cycles; in each the rate goes from `lr_max` to 0 (Loshchilov and Hutter, arXiv 1608.03983)."""
         lengths = cycle_lengths(n_cycles, cycle_len, cycle_mult)
-        scheds = {"lr": cos_restarts(self._rates(lr_max, reset_opt), lengths)}
-        self._fit_with(scheds, cbs, sum(lengths), wd=wd, start_epoch=start_epoch, resume=resume)
+        with self._opt_put_back(dry_run):
+            scheds = {"lr": cos_restarts(self._rates(lr_max, reset_opt), lengths)}
+            numbers = {"start_epoch": start_epoch, "dry_run": dry_run}
+            return self._fit_with(scheds, cbs, sum(lengths), wd=wd, resume=resume, **numbers)
 
-    def _fit_with(self, scheds: dict[str, Any], cbs: Any, n_epoch: int | None, **kwargs: Any) -> None:
-        self.fit(n_epoch, cbs=[ParamScheduler(scheds), *listed(cbs)], **kwargs)
+    def _fit_with(self, scheds: dict[str, Any], cbs: Any, n_epoch: int | None, **kwargs: Any) -> Any:
+        return self.fit(n_epoch, cbs=[ParamScheduler(scheds), *listed(cbs)], **kwargs)
+
+    @contextmanager
+    def _opt_put_back(self, is_dry: bool) -> Iterator[None]:
+        """A context in which a schedule may make the optimizer that it reads; a dry run leaves none."""
+        former = self.opt, self.lr
+        try:
+            yield
+        finally:
+            if is_dry:
+                self.opt, self.lr = former
 
     def _rates(self, lr: Any, reset_opt: bool) -> np.ndarray:
         """A rate per group, of a new optimizer where there is none or a new one is asked for; None: the learner's."""
@@ -290,6 +311,8 @@ class Learner(TrainingLoop):
         **kwargs: Any,  # of both `fit_one_cycle`: div_final wd moms cbs reset_opt start_epoch
     ) -> None:
         """Trains the last group alone, then all of them with rates that grow from the first to the last."""
+        if kwargs.get("dry_run"):
+            raise TypeError("`fine_tune` makes two fits. Look at one: `learn.fit_one_cycle(…, dry_run=True)`.")
         lrs = slice(base_lr / 2 / lr_mult, base_lr / 2)
         phases = [
             partial(self._tune, -1, freeze_epochs, slice(base_lr), pct_start=0.99, **kwargs),
@@ -703,11 +726,29 @@ class Learner(TrainingLoop):
         """Draws the first samples of a loader with targets and predictions; else like `show_batch`."""
         return show_results(self, ds_idx, dl, max_n, **kwargs)
 
+    def dry_run(
+        self,
+        n_epoch: int = 1,  # of the fit that is meant
+        cbs: Any = None,  # callbacks for that fit only
+        *,
+        n_step: int | None = None,  # updates that it would make, instead of `n_epoch`
+        **kwargs: Any,  # of `fit`: lr wd reset_opt start_epoch valid_every
+    ) -> DryRun:
+        """Which callbacks would hear each event of a fit, in which order and why, what each writes, what conflicts.
+
+        The first and the last epoch are run with two batches in each phase, and undone to the bit. Callbacks with
+        `acts_outside` are listed and not called. `.rows`, `.writes`, `.conflicts` and `.explain(event)` are there too.
+        """
+        n_epoch_or_none = n_epoch if n_step is None else None
+        return self.fit(n_epoch_or_none, cbs=cbs, n_step=n_step, dry_run=True, **kwargs)  # type: ignore[return-value]
+
+    def explain(self, event: str, cbs: Any = None) -> Text:
+        """One event in sentences, from a dry run: who hears it, in which order and why, what each writes, cancels."""
+        return self.dry_run(cbs=cbs).explain(event)
+
     def show_training_loop(self) -> None:
-        """Prints every event in firing order with the callbacks that hear it, in their order."""
-        for event in LOOP:
-            title = "  " * event.depth + event.name
-            print(f"{title:<26} {list(self.ordered_cbs(event.name)) or ''}".rstrip())
+        """Prints every event in firing order with the callbacks that hear it, in their order; `dry_run` tells more."""
+        print(outline(self.cbs))
 
     @contextmanager
     def no_bar(self) -> Iterator["Learner"]:

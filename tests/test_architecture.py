@@ -280,6 +280,7 @@ READ = {
     "run_valid": "loop/test_dispatch.py::test_run_train_and_run_valid_filter_all_events_of_the_batch_span_but_cleanups",
     "tasks": "loop/test_callback.py::test_it_takes_part_only_in_its_tasks_cleanups_included",
     "reads_only": "loop/test_identity.py::test_a_callback_that_only_reads_may_come_and_go",
+    "acts_outside": "insight/test_explain.py::test_who_acts_outside_is_listed_and_not_called",
     "_stateattrs": "loop/test_callback.py::test_its_state_is_what_is_named_and_set",
     "_not_events": "loop/test_callback.py::test_not_events_silences_both",
 }

@@ -17,3 +17,9 @@ def test_without_titles_there_is_no_head():
 def test_text_is_escaped():
     assert html.paragraph("a < b") == "<p>a &lt; b</p>"
     assert html.code("a\n  <b>") == "<pre>a\n  &lt;b&gt;</pre>"
+
+
+def test_details_unfold_what_is_html_already():
+    inner = html.table([[1]])
+    assert html.details("a < b", inner) == f"<details><summary>a &lt; b</summary>{inner}</details>"
+    assert html.details("a", is_open=True) == "<details open><summary>a</summary></details>"

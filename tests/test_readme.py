@@ -17,7 +17,9 @@ def test_the_code_blocks_run_one_after_the_other(capsys, tmp_path, monkeypatch):
     namespace: dict[str, object] = {}
     for block in blocks("python"):
         exec(compile(block, "README.md", "exec"), namespace)
-    printed = [line.split()[:-1] for line in capsys.readouterr().out.splitlines()[:6]]
+    out = capsys.readouterr().out
+    assert README.read_text().split('explain("before_step"))\n```\n\n```\n')[1].split("```")[0] in out
+    printed = [line.split()[:-1] for line in out.splitlines()[:6]]
     promised = [
         line.split()[:-1] for line in README.read_text().split("prints, as it goes,\n\n```\n")[1].splitlines()[:6]
     ]

@@ -39,7 +39,7 @@ class Checkpoint(Callback):
 
     order = 1000  # when everybody else is done with the batch
     run_valid = False
-    reads_only = True
+    reads_only = acts_outside = True
     tasks = ("fit",)
 
     _writing: Writing | None = None  # the file on its way

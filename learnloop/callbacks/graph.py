@@ -18,7 +18,7 @@ class ShowGraphCallback(Callback):
 
     order, run_valid = 65, False
     tasks = ("fit",)
-    reads_only = True
+    reads_only = acts_outside = True
 
     def __init__(self) -> None:
         self._shown: Any = None  # the output of the cell that is drawn into; None before the first epoch's end

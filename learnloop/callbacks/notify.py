@@ -50,7 +50,7 @@ class Notify(Callback):
 
     order, run_after = Recorder.order + 20, Recorder
     tasks = ("fit",)
-    reads_only = True
+    reads_only = acts_outside = True
     _stateattrs = ("best",)
 
     def __init__(

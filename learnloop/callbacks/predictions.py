@@ -41,6 +41,7 @@ class GatherPredsCallback(Callback):
             with_targs,
         )
         self.save_preds, self.save_targs = _folder(save_preds), _folder(save_targs)
+        self.acts_outside = self.save_preds is not None or self.save_targs is not None
         self.concat_dim = concat_dim
         self._forget()
 

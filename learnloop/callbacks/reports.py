@@ -27,7 +27,7 @@ class Reports(Callback):
 
     order, run_after, run_valid = Recorder.order + 1, Recorder, False
     tasks = ("fit",)
-    reads_only = True
+    reads_only = acts_outside = True
     _stateattrs: tuple[str, ...] = ("n_before", "n_rows")
 
     def __init__(self, every: int | None = 10):

@@ -37,6 +37,7 @@ class Callback:
     run_valid: bool = True  # False: hears no batch event of a validation phase
     tasks: tuple[str, ...] = TASKS  # the values of `learn.task` in which it takes part
     reads_only: bool = False  # True: a training is the same with and without it, so a resume may add or leave it out
+    acts_outside: bool = False  # True: writes files or sends messages; a dry run lists its handlers and calls none
     _stateattrs: tuple[str, ...] = ()  # attributes that a resume must bring back
     _not_events: tuple[str, ...] = ()  # methods that look like handlers on purpose
 

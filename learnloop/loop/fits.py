@@ -1,5 +1,6 @@
 """One fit from its arguments to its end: checked, begun, stopped by Ctrl-C, gone on with where it was stopped."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,7 +17,7 @@ from learnloop.loop.kept import Kept
 from learnloop.loop.passes import Passes, loader_state
 from learnloop.loop.runs import run_outermost, run_undone
 from learnloop.loop.spans import EPOCH, FIT, run_span
-from learnloop.loop.state import capture, capture_moving, restore, unplain
+from learnloop.loop.state import capture, capture_moving, check_callback_states, restore, unplain
 
 
 @dataclass(frozen=True)
@@ -129,6 +130,28 @@ def _trial(learn: Any, call: FitCall) -> None:
     _begin(learn, call)
     learn.epoch, learn._passes = 0, Passes(learn, learn._loader(0))
     run_span(learn, FIT, partial(run_span, learn, EPOCH, learn._do_epoch_train))
+
+
+def run_dry(learn: Any, call: FitCall, n_batch: int, reassemble: Callable[[], Any]) -> None:
+    """The first and the last epoch of a fit with `n_batch` batches in each phase, undone as `run_undone` does it."""
+    run_undone(learn, "fit", call.cbs, partial(_dry, learn, call, n_batch), reassemble)
+
+
+def _dry(learn: Any, call: FitCall, n_batch: int) -> None:
+    learn._prepare_opt(call, False)
+    learn._resuming = learn._point = None
+    _begin(learn, call)
+    learn._at_most, learn.epoch = n_batch, min(call.start_epoch, max(0, learn.n_epoch - 1))
+    if learn.n_step is not None:
+        learn._passes = Passes(learn, learn._loader(0))
+    run_span(learn, FIT, partial(_first_and_last, learn))
+
+
+def _first_and_last(learn: Any) -> None:
+    check_callback_states(learn)
+    for learn.epoch in sorted({learn._first_epoch, learn.n_epoch - 1}):  # noqa: B020
+        if learn._first_epoch <= learn.epoch < learn.n_epoch:
+            run_span(learn, EPOCH, learn._do_epoch)
 
 
 def _stoppable(learn: Any) -> None:

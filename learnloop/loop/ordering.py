@@ -34,6 +34,33 @@ def in_order(cbs: Iterable[Any]) -> list[Any]:
     return _stable(_moved(cbs, laws), laws)
 
 
+class Placed(NamedTuple):
+    """A callback in its place, and why it is there."""
+
+    cb: Any
+    laws: tuple[Law, ...]  # all that bind it and another one, its own and others'
+    moved_by: Law | None  # the law that took it away from where `order` puts it; None: `order` decides
+
+    def __str__(self) -> str:
+        return f"order {self.cb.order:g}" if self.moved_by is None else str(self.moved_by)
+
+
+def in_places(cbs: Iterable[Any]) -> list[Placed]:
+    """The same order as `in_order`, with the reason for each place."""
+    cbs = sorted(cbs, key=lambda cb: cb.order)
+    laws = [law for cb in cbs for law in laws_of(cb, cbs)]
+    moved_by: dict[int, Law] = {}
+    moved = _moved(cbs, laws, moved_by)
+    ordered = _stable(moved, laws)
+    for cb in ordered:
+        late = [law for law in laws if law.second is cb and moved.index(law.first) > moved.index(cb)]
+        if late:  # `_stable` made it wait
+            moved_by[id(cb)] = late[-1]
+    return [
+        Placed(cb, tuple(law for law in laws if cb in (law.first, law.second)), moved_by.get(id(cb))) for cb in ordered
+    ]
+
+
 def laws_of(cb: Any, cbs: Sequence[Any]) -> list[Law]:
     """The laws that `cb` declares about those in `cbs`; one about an absent class is void."""
     found = []
@@ -66,24 +93,28 @@ def _declaring_class(cb: Any, attribute: str) -> type:
     return next(c for c in type(cb).__mro__ if attribute in vars(c))
 
 
-def _moved(cbs: list[Any], laws: list[Law]) -> list[Any]:
+def _moved(cbs: list[Any], laws: list[Law], moved_by: dict[int, Law] | None = None) -> list[Any]:
     """Each callback whose own laws do not hold, put beside its targets.
 
     A place is a tuple of numbers: `(3, 0)` is the fourth in the sorted list, `(3, -1, 5, 0)` directly before it and
     `(3, 1, 5, 0)` directly after it, several of them in their own order. So nothing but the mover changes its place.
+    `moved_by` gets the law that decided, by the id of who moved.
     """
     place: dict[int, tuple[int, ...]] = {id(cb): (i, 0) for i, cb in enumerate(cbs)}
+    moved_by = {} if moved_by is None else moved_by
     for index in _dependents_last(cbs, laws):
         cb = cbs[index]
         for attribute in ("run_before", "run_after"):
-            others = [_other(law) for law in laws if law.owner is cb and law.attribute == attribute]
-            if not others:
+            own = [law for law in laws if law.owner is cb and law.attribute == attribute]
+            if not own:
                 continue
-            places = [place[id(other)] for other in others]
-            if attribute == "run_before" and place[id(cb)] > min(places):
-                place[id(cb)] = (*min(places)[:-1], -1, index, 0)
-            elif attribute == "run_after" and place[id(cb)] < max(places):
-                place[id(cb)] = (*max(places)[:-1], 1, index, 0)
+            pick = min if attribute == "run_before" else max
+            law = pick(own, key=lambda law: place[id(_other(law))])
+            target = place[id(_other(law))]
+            if attribute == "run_before" and place[id(cb)] > target:
+                place[id(cb)], moved_by[id(cb)] = (*target[:-1], -1, index, 0), law
+            elif attribute == "run_after" and place[id(cb)] < target:
+                place[id(cb)], moved_by[id(cb)] = (*target[:-1], 1, index, 0), law
     return sorted(cbs, key=lambda cb: place[id(cb)])
 
 

@@ -1,5 +1,6 @@
 """Which batches a phase sees: from which position, with which key, and pass after pass in `fit(n_step=…)`."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,8 +22,10 @@ uncut(end_workers)
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
     """The batches of the phase that `learn` is in, from `start` on."""
     if learn.training and learn._passes is not None and not learn._depth:
-        return _stretch(learn)
-    return _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
+        stream = _stretch(learn)
+    else:
+        stream = _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
+    return stream if learn._at_most is None else _first(stream, learn._at_most)
 
 
 def place(learn: Any) -> tuple[Any, int, int]:
@@ -94,6 +97,15 @@ def _stretch(learn: Any) -> Iterator[Any]:
     end = min((learn.epoch + 1) * learn.valid_every, learn.n_step)
     while learn.opt_iter < end:
         yield next(learn._passes)
+
+
+def _first(stream: Iterator[Any], n: int) -> Iterator[Any]:
+    """Copies of the first `n` batches: what a dry run changes in place may be the data itself."""
+    try:
+        for batch in islice(stream, n):
+            yield copy.deepcopy(batch)
+    finally:
+        close(stream)
 
 
 class Passes:

@@ -44,7 +44,13 @@ def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any], spans: 
             _run_nested(learn, task, cbs, body)
 
 
-def run_undone(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> Any:
+def run_undone(
+    learn: Any,
+    task: str,
+    cbs: Any,
+    body: Callable[[], Any],
+    reassemble: Callable[[], Any] | None = None,  # puts parts back into their places, before the state is loaded
+) -> Any:
     """A run from outside that trains and of which nothing stays: whatever ends it, the learner is put back as it was.
 
     Returns what it kept: losses and rates. Ctrl-C ends it at once, but does not cut the putting back.
@@ -56,16 +62,18 @@ def run_undone(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> Any:
             run_outermost(learn, task, cbs, body)
             return learn._kept
         finally:
-            _undo(learn, *former, state)
+            _undo(learn, *former, state, reassemble)
 
 
 @uncut
-def _undo(learn: Any, cbs: list[Any], attributes: dict[str, Any], state: dict[str, Any]) -> None:
+def _undo(learn: Any, cbs: list[Any], attributes: dict[str, Any], state: dict[str, Any], reassemble: Any) -> None:
     learn._detach([cb for cb in learn.cbs if not any(cb is former for former in cbs)])
     learn._put_back([(i, cb) for i, cb in enumerate(cbs) if not any(cb is present for present in learn.cbs)])
     for name in _UNDONE:
         learn.__dict__.pop(name, None)
     learn.__dict__.update(attributes)
+    if reassemble is not None:
+        reassemble()
     restore(learn, state)
 
 

@@ -56,6 +56,7 @@ class TrainingLoop(CurrentBatch):
     _progress: tuple[float, float] = (0.0, 1.0)  # what a batch adds to `pct_train`, and its end in this epoch
     _identity: dict[str, Any] | None = None  # what this fit is made of, and a resumed one must be made of
     _data_seed: int = 0  # of the data's order and augmentation in this fit
+    _at_most: int | None = None  # batches of a phase that a dry run sees; None: all
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to

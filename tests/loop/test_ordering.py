@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from learnloop import Callback, OrderingError, Recorder
 from learnloop.loop.events import EVENTS
-from learnloop.loop.ordering import in_order, laws_of
+from learnloop.loop.ordering import in_order, in_places, laws_of
 from tests.toys import learner
 
 
@@ -393,3 +393,63 @@ def has_circle(cbs, edges):
             return True
         left = [cb for cb in left if cb not in free]
     return False
+
+
+# Reasons
+
+
+def reasons(cbs):
+    """`Class: why` for each place."""
+    return [f"{type(placed.cb).__name__}: {placed}" for placed in in_places(cbs)]
+
+
+def test_where_no_law_moves_anybody_order_is_the_reason():
+    Kept = made("Kept", order=2.5, run_after=B)
+    assert reasons([Kept, A(), B()]) == ["A: order 1", "B: order 2", "Kept: order 2.5"]
+
+
+def test_who_is_moved_by_a_law_has_it_as_the_reason():
+    first, last = made("First", order=9, run_before="A"), made("Last", order=0, run_after=(A, B))
+    assert reasons([first, last, A(), B()]) == [
+        "First: First.run_before = A",
+        "A: order 1",
+        "B: order 2",
+        "Last: Last.run_after = B",
+    ]
+
+
+def test_who_has_to_wait_for_one_that_was_moved_has_that_law_as_the_reason():
+    moved, waits = made("Moved", order=0, run_after=C), made("Waits", order=1, run_after="Moved")
+    assert reasons([moved, waits, C()]) == [
+        "C: order 3",
+        "Moved: Moved.run_after = C",
+        "Waits: Waits.run_after = Moved",
+    ]
+
+
+def test_a_circle_is_refused_there_too():
+    with pytest.raises(OrderingError):
+        in_places([made("X", run_before="Y"), made("Y", run_before="X")])
+
+
+def test_a_place_knows_the_laws_that_bind_its_callback():
+    a, b = A(), made("After", run_after=A)
+    assert [[str(law) for law in placed.laws] for placed in in_places([a, b, C()])] == [
+        ["After.run_after = A"],
+        ["After.run_after = A"],
+        [],
+    ]
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 3), st.sampled_from(["", "before", "after"]), st.integers(0, 5)), max_size=6))
+def test_places_are_those_of_the_order(drawn):
+    cbs = [
+        made(f"K{i}", order=order, **({f"run_{law}": f"K{target}"} if law and target != i else {}))
+        for i, (order, law, target) in enumerate(drawn)
+    ]
+    try:
+        expected = in_order(cbs)
+    except OrderingError:
+        return
+    assert [placed.cb for placed in in_places(cbs)] == expected
