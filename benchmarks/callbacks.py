@@ -43,6 +43,11 @@ MAKERS: dict[str, Callable[[], Any]] = {
     "FreezeUntil(0)": lambda: ll.FreezeUntil(0, groups=slice(None)),
     "BatchTransform(flip)": lambda: ll.BatchTransform(ll.transforms.flip),
     "ProgressiveResize": lambda: ll.ProgressiveResize(multiple=1),
+    "SAM()": lambda: ll.SAM(),
+    "MicroBatch()": lambda: ll.MicroBatch(),
+    "MicroBatch(32), two parts": lambda: ll.MicroBatch(BS // 2),
+    "SpikeGuard()": lambda: ll.SpikeGuard(),
+    "SpikeGuard(grad_norm=None)": lambda: ll.SpikeGuard(grad_norm=None),
     "WeightedSampling": lambda: ll.WeightedSampling(torch.ones(N_BATCHES * BS)),
 }
 #: Those that every loop here has, or that are no callback to put on a learner by hand.

@@ -118,6 +118,11 @@ class TrainingLoop(CurrentBatch):
         self.batch = None
 
     def _do_one_batch(self) -> None:
+        self._forward()
+        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
+            self._do_grad_opt()
+
+    def _forward(self) -> None:
         self._predict()
         self("after_pred")
         if not isinstance(self.pred, (torch.Tensor, tuple)):
@@ -125,8 +130,6 @@ class TrainingLoop(CurrentBatch):
         if len(self.yb) or self._output_loss is not None:
             self._compute_loss()
         self("after_loss")
-        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
-            self._do_grad_opt()
 
     def _do_grad_opt(self) -> None:
         if self._has_no_graph() and self._has_nothing_to_train():
