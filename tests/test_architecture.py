@@ -17,7 +17,8 @@ PACKAGE = ROOT / "learnloop"
 #: its modules that are named nowhere. `learnloop` is the package's own `__init__`.
 LAYERS = (
     "html",
-    "loop.events  loop.cancel  loop.layers  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
+    "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
+    "loop.layers",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
     "data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",

@@ -1,4 +1,4 @@
-"""A batch that is computed once more inside of itself: what is noted before, put back for it, and put right after it."""
+"""A batch that is computed once more: what is noted before, put back for it, and put right after it."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -10,7 +10,16 @@ from fastcore.basics import noop
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from learnloop.callbacks.again import Buffers, Noted, goes_back, keeping, note, put_back, reopen_autocast
+from learnloop.callbacks.again import (
+    Buffers,
+    Noted,
+    goes_back,
+    keeping,
+    note,
+    put_back,
+    reopen_autocast,
+    set_batch_attributes,
+)
 from learnloop.callbacks.gradients import GradientAccumulation
 from learnloop.data.batches import elements, find_bs, first_tensor, rebuilt, to_detach
 from learnloop.loop.callback import Callback, check_alone
@@ -147,16 +156,22 @@ class MicroBatch(Callback):
         self._has_warned = True
         if any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
             warnings.warn(
-                f"batches are done in parts of {self.size} samples, and batch norm takes its statistics from each part: "
+                f"batches are done in parts of {self.size} samples, and batch norm takes statistics from each part: "
                 "this is not quite the training with whole batches. `BnFreeze` or another norm would make it the same.",
                 stacklevel=2,
             )
 
     # The end
 
+    def after_cancel_batch(self) -> None:
+        if self._in_hand is not None:  # of a batch that came to no end nothing stays
+            self._in_hand.put_gradients_back()
+            set_batch_attributes(self.learn, self._in_hand.noted[3])
+            self._in_hand = None
+
     def cleanup_batch(self) -> None:
         if self.learn.training and self._in_hand is not None:
-            self._in_hand.put_gradients_back()  # of a batch that came to no end nothing stays
+            self._in_hand.put_gradients_back()
             self._in_hand = None
 
     def cleanup_train(self) -> None:

@@ -59,15 +59,13 @@ class SAM(Callback):
     def _noting(self, forward: Callable[[], None]) -> None:
         learn = self.learn
         if learn.training and not self._is_again:
+            if self._window and next(with_gradients(learn), None) is None:
+                self._window = []  # a step was cancelled where this one could not hear of it
             self._coming = note(learn)
         forward()
 
     def before_backward(self) -> None:
-        if self._is_again:
-            return
-        if self._window and next(with_gradients(self.learn), None) is None:
-            self._window = []  # a step was cancelled where this one could not hear of it
-        if self._coming is not None:
+        if self._coming is not None and not self._is_again:
             self._window.append(self._coming)
             self._coming = None
 

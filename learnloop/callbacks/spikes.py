@@ -25,7 +25,7 @@ class SpikeGuard(Callback):
 
     The limit is the median of the last `window` values and so many robust deviations (1.4826 median absolute
     deviations, at least 1 % of the median); a value that is infinite or no number is above every limit. A loss is
-    looked at in `before_backward`: that batch is cancelled before it has a gradient, and what it moved in the model's
+    looked at in `after_loss`: that batch is cancelled before it has a gradient, and what it moved in the model's
     buffers is put back. A norm, that of all gradients before clipping, is looked at in `before_step`: that step is
     cancelled, under GradientAccumulation with its whole window. Such batches stay in the record with their loss, and
     stand in `skipped` with epoch, batch, what it was, value and limit. Where `max_in_row` come one after another it is
@@ -72,7 +72,7 @@ class SpikeGuard(Callback):
     def before_batch(self) -> None:
         self._buffers, self._is_left_out = Buffers(self.learn.model), False
 
-    def before_backward(self) -> None:
+    def after_loss(self) -> None:
         learn = self.learn
         is_seen = learn.train_iter == self._looked_at or any(span is STEP for span in learn._open_spans)
         if self.limits["loss"] is None or is_seen:  # another part of the batch, or another pass over it
@@ -112,8 +112,8 @@ class SpikeGuard(Callback):
         n, where = self._n_in_row, f"epoch {self.learn.epoch}, batch {self.learn.iter}"
         if not math.isfinite(value):
             raise FloatingPointError(
-                f"SpikeGuard left out {n} batches in a row, and in {where} the {what} is {value} again: the weights are "
-                "those from before. Lower the learning rate, or look for bad samples in `learn.spike_guard.skipped`."
+                f"SpikeGuard left out {n} batches in a row, and in {where} the {what} is {value} again: the weights "
+                "are those from before. Lower the learning rate, or look at the batches in `learn.spike_guard.skipped`."
             )
         self._recent[what], self._n_in_row = [value], 0
         warnings.warn(

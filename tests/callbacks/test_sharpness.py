@@ -149,7 +149,12 @@ def test_in_float16_the_scale_of_the_loss_changes_nothing():
 
 
 def test_with_mixed_precision_accumulation_and_clipping_at_once():
-    cbs = [ll.GradientClip(0.5), ll.MixedPrecision("fp16", init_scale=2.0**10), ll.SAM(RHO), ll.GradientAccumulation(16)]
+    cbs = [
+        ll.GradientClip(0.5),
+        ll.MixedPrecision("fp16", init_scale=2.0**10),
+        ll.SAM(RHO),
+        ll.GradientAccumulation(16),
+    ]
     windows = [batches()[:2], batches()[2:]]
     expected = by_hand(windows, max_norm=0.5, dtype=torch.float16, scale=2.0**10)
     assert_close(trained(learner(*cbs)), expected, atol=1e-4)
@@ -196,7 +201,7 @@ def test_the_record_and_the_running_statistics_are_those_of_the_first_pass():
 
 
 def test_the_second_pass_fires_after_pred_after_loss_and_the_backward_span():
-    log = EventLog(cleanups=False)
+    log = EventLog(cleanups=False, order=-1000)
     learn = learner(log, ll.SAM(RHO), sizes=(8,))
     learn.fit(1)
     start, end = log.events.index("before_batch"), log.events.index("after_batch")
