@@ -18,7 +18,7 @@ from learnloop.loop.fits import (
     stop_if_asked,
 )
 from learnloop.loop.kept import FOLD, Kept
-from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
+from learnloop.loop.passes import Passes, check_not_empty, opened, sample_numbers, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_span
 from learnloop.loop.state import check_callback_states
 
@@ -188,6 +188,9 @@ class TrainingLoop(CurrentBatch):
 
     def _stop_here(self) -> None:
         stop_if_asked(self)
+
+    def _sample_numbers(self, ahead: int) -> Any:
+        return sample_numbers(self, ahead)
 
     def _position(self) -> dict[str, Any]:
         return position(self)
