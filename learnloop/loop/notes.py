@@ -6,6 +6,8 @@ from typing import Any
 from learnloop.data.batches import describe
 from learnloop.loop.cancel import CancelException
 
+#: How the error begins that torch raises wherever the main process is when a worker of a loader has died.
+_DEAD_WORKER = "DataLoader worker (pid"
 SHOWN = 8  # numbers of samples that a note lists
 
 
@@ -16,8 +18,8 @@ def add_note(error: BaseException, learn: Any, raiser: str, ahead: bool = False)
     """
     if any(note.startswith("raised by ") for note in getattr(error, "__notes__", ())):
         return
-    state = learn.__dict__
-    where = f"raised by {raiser}"
+    state, is_of_worker = learn.__dict__, str(error).startswith(_DEAD_WORKER)
+    where = f"raised by {raiser if not is_of_worker or ahead else 'a data worker that died, noticed'}"
     if learn.task is not None and "iter" in state:
         phase = "train" if learn.training else "validate"
         of_set = f" of `{learn.dl_name}`" if learn.dl_name not in (None, "train", "valid") else ""
@@ -26,7 +28,7 @@ def add_note(error: BaseException, learn: Any, raiser: str, ahead: bool = False)
         where += f"{place}, {phase}{of_set}"
     if ahead:
         where += _samples("waiting for samples", learn, 1)
-    elif any(span.name == "batch" for span in learn._open_spans):
+    elif not is_of_worker and any(span.name == "batch" for span in learn._open_spans):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
         where += _samples("samples", learn, 0)
     error.add_note(where)

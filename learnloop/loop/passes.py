@@ -7,7 +7,17 @@ from itertools import islice
 from typing import Any
 
 from learnloop.data.batches import describe
-from learnloop.data.keyed import Key, batches, end_workers, indices_of, is_keyed, is_list, mix, random_states, set_random_states
+from learnloop.data.keyed import (
+    Key,
+    batches,
+    end_workers,
+    indices_of,
+    is_keyed,
+    is_list,
+    mix,
+    random_states,
+    set_random_states,
+)
 from learnloop.data.loaders import title_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.interrupt import uncut
@@ -32,7 +42,7 @@ def place(learn: Any) -> tuple[Any, int, int]:
 
 
 def sample_numbers(learn: Any, ahead: int = 0) -> list[Any] | None:
-    """The numbers of the samples in the batch in hand, or so many batches ahead; None where the loader does not tell."""
+    """The numbers of the samples in the batch in hand, or so many batches ahead; None where a loader does not tell."""
     dl, number, i = place(learn)
     order = indices_of(dl, key_of(learn, dl, number), getattr(learn.dls, "keyed", True))
     i = ahead - 1 if i is None else i + ahead
