@@ -10,6 +10,7 @@ from learnloop.callbacks.gradients import GradientAccumulation, GradientClip
 from learnloop.callbacks.graph import ShowGraphCallback
 from learnloop.callbacks.logfiles import CSVLogger, JSONLLogger
 from learnloop.callbacks.lr_finder import LRFinder, SuggestionMethod, minimum, slide, steep, valley
+from learnloop.callbacks.micro_batch import MicroBatch
 from learnloop.callbacks.mixing import CutMix, MixHandler, MixUp
 from learnloop.callbacks.modes import TrainEvalCallback
 from learnloop.callbacks.nan import TerminateOnNaNCallback
@@ -22,6 +23,8 @@ from learnloop.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, 
 from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.schedule_free import ScheduleFreeCallback
+from learnloop.callbacks.sharpness import SAM
+from learnloop.callbacks.spikes import SpikeGuard
 from learnloop.callbacks.trackers import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback, TrackerCallback
 from learnloop.checkpoint import FileDamaged, load_model, save_model
 from learnloop.data import datasets, transforms
@@ -175,6 +178,7 @@ from learnloop.sklearn_scores import (
 
 __all__ = [
     "EMA",
+    "SAM",
     "SGD",
     "SWA",
     "AMPMode",
@@ -260,6 +264,7 @@ __all__ = [
     "MatthewsCorrCoef",
     "MatthewsCorrCoefMulti",
     "Metric",
+    "MicroBatch",
     "MixHandler",
     "MixUp",
     "MixedPrecision",
@@ -303,6 +308,7 @@ __all__ = [
     "ShowGraphCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
+    "SpikeGuard",
     "SuggestionMethod",
     "TensorLoader",
     "TerminateOnNaNCallback",

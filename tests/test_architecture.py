@@ -18,6 +18,7 @@ PACKAGE = ROOT / "learnloop"
 LAYERS = (
     "html",
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
+    "loop.layers",
     "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
     "data.ahead  data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",

@@ -26,7 +26,7 @@ class GradientAccumulation(Callback):
 
     order, run_valid = 6, False
     run_before = ("MixedPrecision", "GradientClip")  # which act once per window, on the whole of it
-    _stateattrs = ("count",)
+    _stateattrs = _batchattrs = ("count",)
 
     def __init__(self, n_acc: int = 32):  # samples
         if isinstance(n_acc, bool) or not isinstance(n_acc, int):
@@ -71,7 +71,7 @@ class GradientAccumulation(Callback):
         return learn.n_step is None and learn.n_iter is not None and learn.iter == learn.n_iter - 1
 
     def _multiply(self, factor: float) -> None:
-        grads = [p.grad for p in _with_gradients(self.learn)]
+        grads = [p.grad for p in with_gradients(self.learn)]
         if grads:
             torch._foreach_mul_(grads, factor)
 
@@ -129,17 +129,17 @@ class GradientClip(Callback):
         self.max_norm, self.norm_type, self.max_value = max_norm, norm_type, max_value
 
     def before_step(self) -> None:
-        params = list(_with_gradients(self.learn))
+        params = list(with_gradients(self.learn))
         if self.max_value and params:
             nn.utils.clip_grad_value_(params, self.max_value)
         if self.max_norm and params:
             nn.utils.clip_grad_norm_(params, self.max_norm, self.norm_type)
 
 
-def _with_gradients(learn: Any) -> Iterator[Any]:
+def with_gradients(learn: Any) -> Iterator[Any]:
     """The parameters that a step would move; gradients of others are never cleared, and would only grow."""
     return (p for group in learn.opt.param_lists for p in group if p.grad is not None)
 
 
 def _is_clear(learn: Any) -> bool:
-    return next(_with_gradients(learn), None) is None
+    return next(with_gradients(learn), None) is None

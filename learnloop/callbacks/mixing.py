@@ -26,6 +26,7 @@ class MixHandler(Callback):
     """
 
     run_valid = False
+    _batchattrs = ("lam", "yb1")
     stack_y = False  # the loss is blended, not the targets
     old_lf: Any = None  # the learner's own loss function, for which `lf` stands in
     lam: Any = None  # weight of each sample in its mixture, (n,), or of all, (1,); of the last batch

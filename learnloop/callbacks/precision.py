@@ -99,13 +99,21 @@ class MixedPrecision(Callback):
         if isinstance(loss, Tensor) and loss.dtype in _SMALL:  # the model's own loss, or that of an operation in it
             learn.loss, learn.loss_grad = learn.loss.float(), learn.loss_grad.float()
 
+    def reopen(self) -> None:
+        """Opens autocast for a batch that is computed once more, if it is not open still."""
+        if not self._is_open():
+            self.before_batch()
+
     def cleanup_batch(self) -> None:
         self._close()
 
     def _close(self) -> None:
         """Closes autocast, if this batch has opened it: one around it, of a batch that a run is nested in, stays."""
-        if self._open and self._open[-1][0] == self.learn._depth:
+        if self._is_open():
             self._open.pop()[1].__exit__(None, None, None)
+
+    def _is_open(self) -> bool:
+        return bool(self._open) and self._open[-1][0] == self.learn._depth
 
     # Scaling
 

@@ -208,10 +208,15 @@ def _plain_batches(dl: DataLoader, key: Key, start: int) -> Iterator[Any]:
     except GeneratorExit:
         is_whole = True
     finally:
-        if is_whole and dl.persistent_workers:
+        if is_whole and dl.persistent_workers and _are_alive(stream):
             _standing[dl] = rebuilt, order_there
         else:
             end_workers(stream)
+
+
+def _are_alive(stream: Any) -> bool:
+    """Whether no worker has died: torch says that in whatever the main process does then, outside of this generator."""
+    return all(worker.is_alive() for worker in getattr(stream, "_workers", ()))
 
 
 def end_workers(stream: Any) -> None:

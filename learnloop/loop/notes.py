@@ -1,24 +1,49 @@
 """What an error says besides itself: who raised it, where, what the batch looked like, and what else went wrong."""
 
+from itertools import islice
 from typing import Any
 
 from learnloop.data.batches import describe
 from learnloop.loop.cancel import CancelException
 
+#: How the error begins that torch raises wherever the main process is when a worker of a loader has died.
+_DEAD_WORKER = "DataLoader worker (pid"
+SHOWN = 8  # numbers of samples that a note lists
 
-def add_note(error: BaseException, learn: Any, raiser: str) -> None:
-    """Says on an error who raised it, where, and what the batch looked like; once, where it was raised."""
+
+def add_note(error: BaseException, learn: Any, raiser: str, ahead: bool = False) -> None:
+    """Says on an error who raised it, where, and what the batch looked like; once, where it was raised.
+
+    `ahead`: it was raised on the way to the next batch, by a loader.
+    """
     if any(note.startswith("raised by ") for note in getattr(error, "__notes__", ())):
         return
-    state = learn.__dict__
-    where = f"raised by {raiser}"
+    state, is_of_worker = learn.__dict__, str(error).startswith(_DEAD_WORKER)
+    where = f"raised by {raiser if not is_of_worker or ahead else 'a data worker that died, noticed'}"
     if learn.task is not None and "iter" in state:
         phase = "train" if learn.training else "validate"
         of_set = f" of `{learn.dl_name}`" if learn.dl_name not in (None, "train", "valid") else ""
-        where += f" at epoch {learn.epoch}, batch {learn.iter}, {phase}{of_set}"
-    if any(span.name == "batch" for span in learn._open_spans):
+        n = 0 if state["iter"] is None else state["iter"] + 1
+        place = f" number {n} of epoch {learn.epoch}" if ahead else f" at epoch {learn.epoch}, batch {learn.iter}"
+        where += f"{place}, {phase}{of_set}"
+    if ahead:
+        where += _samples("waiting for samples", learn, 1)
+    elif not is_of_worker and any(span.name == "batch" for span in learn._open_spans):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
+        where += _samples("samples", learn, 0)
     error.add_note(where)
+
+
+def _samples(title: str, learn: Any, ahead: int) -> str:
+    """The first numbers of a batch's samples, where its loader knows them."""
+    try:
+        numbers = learn._sample_numbers(ahead)
+        if not numbers:
+            return ""
+        more = f", … ({len(numbers)})" if len(numbers) > SHOWN else ""
+        return f"\n  {title}: {', '.join(str(n) for n in islice(numbers, SHOWN))}{more}"
+    except Exception:  # whatever a loader objects to must not stand in for the error
+        return ""
 
 
 def in_cleanup(raised: BaseException, learn: Any, raiser: str) -> BaseException:

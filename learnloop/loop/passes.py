@@ -9,7 +9,17 @@ from typing import Any
 
 from learnloop.data.ahead import ahead
 from learnloop.data.batches import describe
-from learnloop.data.keyed import Key, batches, end_workers, is_keyed, is_list, mix, random_states, set_random_states
+from learnloop.data.keyed import (
+    Key,
+    batches,
+    end_workers,
+    indices_of,
+    is_keyed,
+    is_list,
+    mix,
+    random_states,
+    set_random_states,
+)
 from learnloop.data.loaders import title_of
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.interrupt import uncut
@@ -33,6 +43,16 @@ def place(learn: Any) -> tuple[Any, int, int]:
     if learn.training and learn._passes is not None and not learn._depth:
         return learn._passes.dl, learn._passes.number, learn._passes.taken - 1
     return learn.dl, learn.epoch if learn.task == "fit" else 0, learn.iter
+
+
+def sample_numbers(learn: Any, ahead: int = 0) -> list[Any] | None:
+    """The numbers of the samples in the batch in hand, or so many batches ahead; None where a loader does not tell."""
+    dl, number, i = place(learn)
+    order = indices_of(dl, key_of(learn, dl, number), getattr(learn.dls, "keyed", True))
+    i = ahead - 1 if i is None else i + ahead
+    if order is None or not 0 <= i < len(order):
+        return None
+    return order[i].tolist() if hasattr(order[i], "tolist") else list(order[i])
 
 
 def key_of(learn: Any, dl: Any, number: int) -> Key:
@@ -151,7 +171,7 @@ class Passes:
 @contextmanager
 def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
     """The phase's batches, closed at its end; a loader that fails after Ctrl-C was stopped by it."""
-    stream = None
+    stream, learn.iter = None, start - 1 if start else None
     try:
         stream = phase_batches(learn, start)
         yield stream
@@ -159,7 +179,7 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
         if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
             if learn._stop_requested:
                 learn._stop_here()
-            add_note(error, learn, f"{_title(learn)}, on its way to the next batch,")
+            add_note(error, learn, f"{_title(learn)}, on its way to the next batch,", ahead=True)
         raise
     finally:
         close(stream)

@@ -3,6 +3,8 @@
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.dispatch import instances
 from learnloop.loop.interrupt import StopButton, uncut
@@ -16,7 +18,7 @@ _UNDONE = (*ASIDE, *COUNTERS, "_kept", "_batches_done", "_first_epoch")
 def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
     """A run from outside: callbacks are taken over, `cbs` join for it, and at its end nothing of it stays alive."""
     joining, joined = instances(cbs), []
-    learn.task = task
+    learn.task, has_gradients = task, torch.is_grad_enabled()
     try:
         _take_callbacks(learn)
         learn._add(joining)
@@ -26,6 +28,7 @@ def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> N
         _explain(error, learn)
         raise
     finally:
+        torch.set_grad_enabled(has_gradients)  # a signal that raises inside of torch's `no_grad` may leave them off
         end_run(learn, joined)
 
 

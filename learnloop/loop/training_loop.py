@@ -19,7 +19,7 @@ from learnloop.loop.fits import (
     stop_if_asked,
 )
 from learnloop.loop.kept import FOLD, Kept
-from learnloop.loop.passes import Passes, check_not_empty, opened, warn_without_targets
+from learnloop.loop.passes import Passes, check_not_empty, opened, sample_numbers, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_innermost, run_span
 from learnloop.loop.state import check_callback_states
 
@@ -122,6 +122,11 @@ class TrainingLoop(CurrentBatch):
         self.batch = None
 
     def _do_one_batch(self) -> None:
+        self._forward()
+        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
+            self._do_grad_opt()
+
+    def _forward(self) -> None:
         self._predict()
         self("after_pred")
         if not isinstance(self.pred, (torch.Tensor, tuple)):
@@ -129,8 +134,6 @@ class TrainingLoop(CurrentBatch):
         if len(self.yb) or self._output_loss is not None:
             self._compute_loss()
         self("after_loss")
-        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
-            self._do_grad_opt()
 
     def _do_grad_opt(self) -> None:
         if self._has_no_graph() and self._has_nothing_to_train():
@@ -189,6 +192,9 @@ class TrainingLoop(CurrentBatch):
 
     def _stop_here(self) -> None:
         stop_if_asked(self)
+
+    def _sample_numbers(self, ahead: int) -> Any:
+        return sample_numbers(self, ahead)
 
     def _position(self) -> dict[str, Any]:
         return position(self)

@@ -640,7 +640,8 @@ def test_its_note_names_callback_event_epoch_batch_phase_and_shapes():
         "raised by Fails.after_loss at epoch 1, batch 1, train\n"
         "  xb: (float32[2, 1] cpu)\n"
         "  yb: (float32[2, 1] cpu)\n"
-        "  pred: float32[2, 1] cpu"
+        "  pred: float32[2, 1] cpu\n"
+        "  samples: 2, 3"
     ]
 
 
@@ -648,7 +649,7 @@ def test_its_note_names_the_validation_and_only_what_is_there():
     caught = error_of(Fails("before_batch", ValueError("x"), training=False))
     assert caught.__notes__ == [
         "raised by Fails.before_batch at epoch 0, batch 0, validate\n"
-        "  xb: (float32[2, 1] cpu)\n  yb: (float32[2, 1] cpu)"
+        "  xb: (float32[2, 1] cpu)\n  yb: (float32[2, 1] cpu)\n  samples: 0, 1"
     ]
 
 
@@ -680,7 +681,8 @@ def test_an_error_of_model_or_loss_is_noted_without_blaming_a_callback():
         "raised by the model, the loss or the optimizer at epoch 0, batch 0, train\n"
         "  xb: (float32[2, 1] cpu)\n"
         "  yb: (float32[2, 1] cpu)\n"
-        "  pred: float32[2, 1] cpu"
+        "  pred: float32[2, 1] cpu\n"
+        "  samples: 0, 1"
     ]
 
 
