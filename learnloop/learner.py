@@ -33,6 +33,7 @@ from learnloop.data.once import first_sample, in_dataset_order, label_of, once, 
 from learnloop.export import export
 from learnloop.insight.check import check
 from learnloop.insight.findings import CheckReport
+from learnloop.insight.profile import Profile, profile
 from learnloop.insight.samples import show_batch, show_results
 from learnloop.insight.summary import ModelSummary, summarize
 from learnloop.loop.callback import Callback, nearest
@@ -218,6 +219,19 @@ class Learner(TrainingLoop):
         Networks".
         """
         return check(self, only, skip, seconds)
+
+    def profile(
+        self,
+        n: int = 20,  # updates that are measured
+        warmup: int = 3,  # updates before them
+        host_reads: bool = True,  # count calls that bring a tensor to the host
+    ) -> Profile:
+        """Trains a little, measures where the time goes, and undoes it; the report shows itself as a table.
+
+        `.plot()` draws it, `.to_chrome(path)` writes a trace, `.parts["forward"].ms` and the rest are there as numbers.
+        Callbacks that act in a whole fit only are left out: `fit(cbs=ProfileCallback())` measures them too.
+        """
+        return profile(self, n, warmup, host_reads)
 
     def _call_of(self, state: dict[str, Any]) -> FitCall:
         """The call that a state belongs to: its numbers, and the callbacks that came for the fit that was stopped."""

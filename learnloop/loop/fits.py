@@ -112,7 +112,7 @@ def _begin(learn: Any, call: FitCall) -> None:
     learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
     learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
     learn.train_iter = learn.opt_iter = learn._batches_done = 0
-    learn.pct_train, learn.training, learn.iter = 0.0, False, None
+    learn.pct_train, learn.training, learn.iter, learn._waits = 0.0, False, None, []
     learn._data_seed, learn._pass_random = draw_seed(), None
 
 

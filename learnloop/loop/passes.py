@@ -1,10 +1,13 @@
 """Which batches a phase sees: from which position, with which key, and pass after pass in `fit(n_step=…)`."""
 
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
 from typing import Any
+
+import torch
 
 from learnloop.data.batches import describe
 from learnloop.data.keyed import Key, batches, end_workers, is_keyed, is_list, mix, random_states, set_random_states
@@ -15,6 +18,9 @@ from learnloop.loop.notes import add_note
 from learnloop.loop.state import unplain
 
 uncut(end_workers)
+
+SAMPLE = 16  # batches of a training phase whose waiting is measured, and at most so many before them
+_END = object()
 
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
@@ -139,7 +145,7 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
     stream = None
     try:
         stream = phase_batches(learn, start)
-        yield stream
+        yield _sampled(learn, stream) if learn.training and learn.task == "fit" and not learn._depth else stream
     except Exception as error:
         if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
             if learn._stop_requested:
@@ -148,6 +154,39 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
         raise
     finally:
         close(stream)
+
+
+def _sampled(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
+    """The same batches; in the middle of the phase it is measured how long some of them were waited for.
+
+    Outside of that window a batch passes through `chain` and `islice` alone, which are written in C.
+    """
+    before = min(SAMPLE, learn.n_iter // 2) if learn.n_iter else SAMPLE
+    return chain(islice(stream, before), _timed(learn, islice(stream, SAMPLE)), stream)
+
+
+def _timed(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
+    _wait_for_device(learn)
+    begin = time.perf_counter()
+    waited, n = 0.0, 0
+    while True:
+        start = time.perf_counter()
+        batch = next(stream, _END)
+        waited += time.perf_counter() - start
+        if batch is _END:
+            break
+        n += 1
+        yield batch
+        del batch
+    _wait_for_device(learn)
+    if n:
+        learn._waits.append((waited, time.perf_counter() - begin, n))
+
+
+def _wait_for_device(learn: Any) -> None:
+    """A device works off what the loop has handed it long before, so that without this a loop seems quicker."""
+    if learn._device is not None and learn._device.type != "cpu":
+        torch.accelerator.synchronize()
 
 
 @uncut
