@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from learnloop import html, plots
-from learnloop.data.batches import get_model
+from learnloop.callbacks.execution import Compile
 from learnloop.insight.timing import LOOP, PARTS, DeviceTimes, HostReads, Interval, Part, Stopwatch, Wrapping
 from learnloop.loop.callback import Callback
 from learnloop.loop.fits import FitCall, run_trial
@@ -107,8 +106,9 @@ class Profile:
 
     def plot(self, figsize: tuple[float, float] | None = None) -> Any:
         """Milliseconds of each part, and the last of the kept batches on a line of time; returns the figure."""
-        last = max((i.batch for i in self.intervals), default=0)
-        shown = [i for i in self.intervals if last - 3 < i.batch <= last]
+        training = sorted((i for i in self.intervals if i.part.phase == "train"), key=lambda i: (i.start, -i.end))
+        last = max((i.batch for i in training), default=0)
+        shown = [i for i in training if last - 3 < i.batch]
         origin = min((i.start for i in shown), default=0)
         bars = [
             (("device: " if i.on_device else "") + i.part.title, (i.start - origin) / 1e6, (i.end - i.start) / 1e6)
@@ -146,13 +146,10 @@ def trace_events(intervals: Iterable[Interval]) -> list[dict[str, Any]]:
         for tid, name in names.items()
     ]
     for i in intervals:
-        args = {"batch": i.batch}
         times = {"ts": (i.start - origin) / 1e3, "dur": (i.end - i.start) / 1e3}
-        kind = "callback" if i.part.event else "loop"
-        place = {"pid": pid, "tid": int(i.on_device)}
-        events.append(
-            {"ph": "X", "name": i.part.title, "cat": f"{i.part.phase},{kind}", **times, **place, "args": args}
-        )
+        kind = {"name": i.part.title, "cat": f"{i.part.phase},{'callback' if i.part.event else 'loop'}"}
+        place = {"pid": pid, "tid": int(i.on_device), "args": {"batch": i.batch}}
+        events.append({"ph": "X", **kind, **times, **place})
     return events
 
 
@@ -167,7 +164,7 @@ class ProfileCallback(Callback):
 
     order, reads_only = -100_000, True
     tasks = ("fit", "lr_find")
-    name = "profiler"  # type: ignore[assignment]  # `learn.profile` is the verb
+    name = "profiler"  # `learn.profile` is the verb
 
     def __init__(
         self,
@@ -180,7 +177,7 @@ class ProfileCallback(Callback):
         self._drop()
 
     def _drop(self) -> None:
-        self._watch: Any = None
+        self._stopwatch: Any = None
         self._wrapping: Any = None
         self._on_device: Any = None
         self._reads: Any = None
@@ -191,20 +188,20 @@ class ProfileCallback(Callback):
         self._drop()
         self.report = None
         where = learn._find_device()
-        self._watch = Stopwatch(self.keep)
+        self._stopwatch = Stopwatch(self.keep)
         self._on_device = DeviceTimes() if where.type == "cuda" else None
-        self._wrapping = Wrapping(self, self._watch, self._on_device, self._begin_batch)
+        self._wrapping = Wrapping(self, self._stopwatch, self._on_device, self._begin_batch)
         self._where = str(where)
-        self._watch.enter(Part("between", LOOP))
+        self._stopwatch.enter(Part("between", LOOP))
         self._wrapping.install()
         if self.host_reads and not is_compiled(learn):
-            self._reads = HostReads(self._watch, where.type)
+            self._reads = HostReads(self._stopwatch, where.type)
             self._reads.__enter__()
 
     def _begin_batch(self) -> None:
         """Where a batch begins: after those of the warm-up everything starts anew."""
         if self.warmup and self.learn.training and self.learn.train_iter == self.warmup and not self.learn._depth:
-            self._watch.restart()
+            self._stopwatch.restart()
             self._wall, self._train_start = 0.0, time.perf_counter()
             if self._on_device is not None:
                 self._on_device.restart()
@@ -224,13 +221,13 @@ class ProfileCallback(Callback):
         if self._reads is not None:
             self._reads.__exit__(None, None, None)
         self._wrapping.remove()
-        while self._watch.stack:
-            self._watch.leave()
+        while self._stopwatch.stack:
+            self._stopwatch.leave()
         self.report = self._made_report()
         self._drop()
 
     def _made_report(self) -> Profile:
-        watch = self._watch
+        watch = self._stopwatch
         on_device = [] if self._on_device is None else self._on_device.collect()
         n = watch.batches.get("train", 0)
         reads = None if self._reads is None else self._reads.counts
@@ -249,7 +246,8 @@ class ProfileCallback(Callback):
     def _notes(self) -> Iterable[str]:
         deaf = [repr(cb) for cb in self.learn.cbs if not self.learn._takes_part(cb)]
         if deaf:
-            yield f"left out, because they act in a whole fit only: {', '.join(deaf)}. `fit(cbs=ProfileCallback())` has them"
+            how = "which act in a whole fit only: `fit(cbs=ProfileCallback())` measures them"
+            yield f"left out: {', '.join(deaf)}, {how}"
         if self.host_reads and self._reads is None:
             yield "what is brought to the host was not counted: the model is compiled"
 
@@ -286,11 +284,8 @@ def seconds_of(watch: Stopwatch, phase: str) -> float:
 
 def is_compiled(learn: Any) -> bool:
     """Whether torch has compiled the model, or will: it would compile what counts along with it."""
-    from learnloop.callbacks.execution import Compile
-
-    model = learn.model
-    is_wrapped = get_model(model) is not model or getattr(model, "_compiled_call_impl", None) is not None
-    compiled = isinstance(model, nn.Module) and is_wrapped and hasattr(torch, "compile")
+    modules = learn.model.modules() if isinstance(learn.model, nn.Module) else ()
+    compiled = any(hasattr(m, "_orig_mod") or getattr(m, "_compiled_call_impl", None) is not None for m in modules)
     return compiled or any(isinstance(cb, Compile) for cb in learn.cbs)
 
 

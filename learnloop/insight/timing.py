@@ -74,6 +74,8 @@ class Stopwatch:
 
     def leave(self) -> None:
         now = clock()
+        if not self.stack:  # it was taken off inside of this part
+            return
         part, start = self.stack.pop()
         self.times[part] = self.times.get(part, 0) + now - self.last
         self.calls[part] = self.calls.get(part, 0) + 1
@@ -254,7 +256,10 @@ class Wrapping:
 
     def _one_batch(self, function: Callable[..., Any]) -> Callable[..., Any]:
         def one_batch(i: int, batch: Any) -> None:
-            watch = self.watch
+            watch, waiting = self.watch, Part(self.phase, LOADER)
+            was_waiting = watch.running == waiting
+            if was_waiting:
+                watch.leave()
             self.began()
             watch.n_batch += 1
             watch.batches[self.phase] = watch.batches.get(self.phase, 0) + 1
@@ -263,6 +268,8 @@ class Wrapping:
                 function(i, batch)
             finally:
                 watch.leave()
+                if was_waiting:
+                    watch.enter(waiting)
 
         return one_batch
 

@@ -5,6 +5,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
+from types import GeneratorType
 from typing import Any
 
 import torch
@@ -145,7 +146,7 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
     stream = None
     try:
         stream = phase_batches(learn, start)
-        yield _sampled(learn, stream) if learn.training and learn.task == "fit" and not learn._depth else stream
+        yield _sampled(learn, stream, start) if learn.training and learn.task == "fit" and not learn._depth else stream
     except Exception as error:
         if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
             if learn._stop_requested:
@@ -156,13 +157,20 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
         close(stream)
 
 
-def _sampled(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
+def _sampled(learn: Any, stream: Iterator[Any], start: int) -> Iterator[Any]:
     """The same batches; in the middle of the phase it is measured how long some of them were waited for.
 
     Outside of that window a batch passes through `chain` and `islice` alone, which are written in C.
     """
-    before = min(SAMPLE, learn.n_iter // 2) if learn.n_iter else SAMPLE
-    return chain(islice(stream, before), _timed(learn, islice(stream, SAMPLE)), stream)
+    left = None if learn.n_iter is None else max(0, learn.n_iter - start)
+    before = SAMPLE if left is None else min(SAMPLE, left // 2)
+    if isinstance(stream, GeneratorType):
+        n = SAMPLE
+    elif left is None:
+        return stream  # it would be asked for one batch more after its end, where some begin anew
+    else:
+        n = min(SAMPLE, left - before)
+    return chain(islice(stream, before), _timed(learn, islice(stream, n)), stream)
 
 
 def _timed(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
@@ -170,14 +178,13 @@ def _timed(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
     begin = time.perf_counter()
     waited, n = 0.0, 0
     while True:
-        start = time.perf_counter()
-        batch = next(stream, _END)
-        waited += time.perf_counter() - start
-        if batch is _END:
+        asked = time.perf_counter()
+        batch = [next(stream, _END)]
+        waited += time.perf_counter() - asked
+        if batch[0] is _END:
             break
         n += 1
-        yield batch
-        del batch
+        yield batch.pop()  # kept by no name here
     _wait_for_device(learn)
     if n:
         learn._waits.append((waited, time.perf_counter() - begin, n))
