@@ -114,7 +114,7 @@ def main() -> None:
     options = option_parser("Measures what a profile says beside the wall's clock, and what it costs.", 15).parse_args()
     torch.set_num_threads(1)
     found = report(options.rounds or (4 if options.quick else 15))
-    publish("profile", found, as_markdown(found), options)
+    publish("profiles", found, as_markdown(found), options)
 
 
 if __name__ == "__main__":
