@@ -36,6 +36,7 @@ from learnloop.insight.activations import ActivationStats, HookCallback
 from learnloop.insight.gradients import GradientStats
 from learnloop.insight.hooks import Hook, Hooks, hook_output, hook_outputs
 from learnloop.insight.interpret import ClassificationInterpretation, Interpretation
+from learnloop.insight.profile import ProfileCallback
 from learnloop.insight.sample_losses import SampleLosses
 from learnloop.insight.summary import layer_info, model_sizes, num_features_model
 from learnloop.learner import Learner, before_batch_cb, defaults
@@ -281,6 +282,7 @@ __all__ = [
     "Perplexity",
     "Precision",
     "PrecisionMulti",
+    "ProfileCallback",
     "ProgressCallback",
     "ProgressiveResize",
     "QHAdam",

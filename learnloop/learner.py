@@ -31,7 +31,10 @@ from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed, preserved_randomness
 from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
 from learnloop.export import export
+from learnloop.insight.check import check
 from learnloop.insight.explain import DryRun, Text, outline, rehearse
+from learnloop.insight.findings import CheckReport
+from learnloop.insight.profile import Profile, profile
 from learnloop.insight.samples import show_batch, show_results
 from learnloop.insight.summary import ModelSummary, summarize
 from learnloop.loop.callback import Callback, nearest
@@ -205,6 +208,34 @@ class Learner(TrainingLoop):
         Both in fresh processes, where the learner can be pickled and made there. Callbacks that only read are left out.
         """
         return verify(self, n_batch, n_batch // 2 if stop is None else stop, listed(cbs))
+
+    def check(
+        self,
+        only: Any = None,  # names of checks to run; None: all of them
+        skip: Any = (),  # names of checks to leave out
+        seconds: float = 10.0,  # the longest that one training of a check may take
+    ) -> CheckReport:
+        """Looks for what goes wrong in trainings: in model, loss and data. Nothing of the learner changes.
+
+        The report is True as a bool where nothing was found; `report["gradients"]` has verdict, number, text and advice
+        of one check. Shown as text in a terminal, as a table in a notebook. Some checks train a little, with an Adam of
+        their own, without callbacks that only read or that augment. Source: Karpathy, "A Recipe for Training Neural
+        Networks".
+        """
+        return check(self, only, skip, seconds)
+
+    def profile(
+        self,
+        n: int = 20,  # updates that are measured
+        warmup: int = 3,  # updates before them
+        host_reads: bool = True,  # count calls that bring a tensor to the host
+    ) -> Profile:
+        """Trains a little, measures where the time goes, and undoes it; the report shows itself as a table.
+
+        `.plot()` draws it, `.to_chrome(path)` writes a trace, `.parts["forward"].ms` and the rest are there as numbers.
+        Callbacks that act in a whole fit only are left out: `fit(cbs=ProfileCallback())` measures them too.
+        """
+        return profile(self, n, warmup, host_reads)
 
     def _call_of(self, state: dict[str, Any]) -> FitCall:
         """The call that a state belongs to: its numbers, and the callbacks that came for the fit that was stopped."""

@@ -19,6 +19,7 @@ __all__ = [
     "plot_layers",
     "plot_losses",
     "plot_matrix",
+    "plot_profile",
     "plot_rates",
     "plot_samples",
     "plot_schedules",
@@ -288,6 +289,46 @@ def plot_histories(
         _label(ax, "epoch", column)
         ax.locator_params(axis="x", integer=True)
         ax.legend(frameon=False)
+    return fig
+
+
+#: Colors of the loop's parts in a profile; callbacks have the last one.
+PART_COLORS = {
+    **{"loader": "#d9622b", "to device": "#e9a37f", "forward": "#1f5a94", "loss": "#6c9bd1", "backward": "#2e8b57"},
+    **{"step": "#8a4fbf", "zero_grad": "#c3a5e0", "loop": "#8a8a8a"},
+}
+OTHER_PART = "#c9a227"
+
+
+def plot_profile(
+    parts: Mapping[str, float],  # title -> milliseconds per batch
+    intervals: Sequence[tuple[str, float, float]],  # (title, start, length) in milliseconds, `device: ` before some
+    title: str = "",
+    figsize: tuple[float, float] | None = None,  # inches
+    most: int = 14,  # parts shown, the longest
+) -> Figure:
+    """Bars for what each part takes, and below them a line of time on which each interval is a block."""
+    import matplotlib.pyplot as plt
+
+    shown = sorted(sorted(parts, key=lambda name: -parts[name])[:most], key=list(parts).index)
+    height = 1.2 + 0.28 * len(shown)
+    fig, (above, below) = plt.subplots(
+        2, 1, figsize=figsize or (10, height + 1.8), height_ratios=(height, 1.5), layout="constrained"
+    )
+    widths = [parts[name] for name in shown]
+    bars = above.barh(shown, widths, color=[PART_COLORS.get(name, OTHER_PART) for name in shown])
+    above.bar_label(bars, [f"{w:.3g}" for w in widths], padding=3, fontsize="small")
+    above.invert_yaxis()
+    _label(above, "ms per batch", "")
+    above.set_title(title)
+    rows = ["host", "device"] if any(name.startswith("device: ") for name, _, _ in intervals) else ["host"]
+    for name, start, length in intervals:
+        part = name.removeprefix("device: ")
+        row = int(part != name)
+        below.broken_barh([(start, length)], (row - 0.4, 0.8), color=PART_COLORS.get(part, OTHER_PART))
+    below.set_yticks(range(len(rows)), rows)
+    below.invert_yaxis()
+    _label(below, "ms", "")
     return fig
 
 

@@ -10,6 +10,7 @@ from fastcore.basics import noop
 
 from learnloop.loop.callback import Callback
 from learnloop.loop.interrupt import in_notebook
+from learnloop.loop.passes import waits
 
 DRAW_EVERY = 0.1  # seconds between two drawings of the bar
 
@@ -140,6 +141,16 @@ class ProgressCallback(Callback):
         if self.mbar is not None:
             self.mbar.main_bar.update(self.learn.epoch + 1)
 
+    def after_fit(self) -> None:
+        """A line below the table where the loader kept the model waiting."""
+        learn = self.learn
+        line = "" if self._table is None else waiting_line(waits(learn), learn.train_iter, learn.dls.train)
+        if line and in_notebook() and self.mbar is not None:
+            self.mbar.write(line)
+        elif line:
+            self._close_bar()
+            print(line, flush=True)
+
     def cleanup_fit(self) -> None:
         """Closes the bars and puts the logger back, whatever ended the fit."""
         self._close_bar()
@@ -157,6 +168,24 @@ class ProgressCallback(Callback):
         elif self._table is not None:
             self._close_bar()  # a row begins on a line of its own
             print(self._table.line(cells), flush=True)
+
+
+WAITS_TOO_LONG = 0.4  # part of the time of training
+LEAST_WAITED = 2.0  # seconds in a fit, below which nobody minds
+
+
+def waiting_line(
+    samples: list[tuple[float, float, int]],  # of batches: seconds waited for them, seconds passed, how many
+    n_batch: int,  # training batches of the fit
+    dl: Any,  # the training loader
+) -> str:
+    """What to say of a loader that kept a training waiting; nothing where it did not for long."""
+    waited, passed, n = (sum(numbers) for numbers in zip(*samples, strict=True)) if samples else (0.0, 0.0, 0)
+    if not n or waited < WAITS_TOO_LONG * passed or waited / n * n_batch < LEAST_WAITED:
+        return ""
+    workers = getattr(dl, "num_workers", None)
+    advice = "read in workers (`num_workers=…`)" if workers == 0 else "more workers" if workers else "read faster"
+    return f"The loader took {waited / passed:.0%} of the time of training: {advice}; `learn.profile()` shows the rest."
 
 
 class _PlainTable:

@@ -6,6 +6,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from fastcore.basics import noop
 
 from learnloop.data.keyed import draw_seed, length
 from learnloop.data.loaders import names_of, title_of
@@ -111,25 +112,36 @@ def _begin(learn: Any, call: FitCall) -> None:
     learn._kept, learn._last_loss, learn._first_epoch = Kept(), torch.tensor(0.0), call.start_epoch
     learn.n_epoch, learn.n_step, learn.valid_every = call.epochs, call.n_step, call.stretch
     learn.train_iter = learn.opt_iter = learn._batches_done = 0
-    learn.pct_train, learn.training, learn.iter = 0.0, False, None
+    learn.pct_train, learn.training, learn.iter, learn._waits = 0.0, False, None, []
     learn._data_seed, learn._pass_random = draw_seed(), None
 
 
-def run_trial(learn: Any, task: str, call: FitCall) -> Any:
+def run_trial(
+    learn: Any,
+    task: str,
+    call: FitCall,
+    dl: Any = None,  # what it trains on; None: the training loader
+    then: Callable[[], Any] = noop,  # called after the training, with its weights in place
+) -> Any:
     """Trains for `call.n_step` updates without validation, and undoes all of it; returns the losses and rates it kept.
 
     A learner without an optimizer gets one, as from a fit.
     """
     if learn.opt is None:
         learn.create_opt()
-    return run_undone(learn, task, call.cbs, partial(_trial, learn, call))
+    return run_undone(learn, task, call.cbs, partial(_trial, learn, call, dl, then))
 
 
-def _trial(learn: Any, call: FitCall) -> None:
+def _trial(learn: Any, call: FitCall, dl: Any, then: Callable[[], Any]) -> None:
     learn._prepare_opt(call, False)
     _begin(learn, call)
-    learn.epoch, learn._passes = 0, Passes(learn, learn._loader(0))
-    run_span(learn, FIT, partial(run_span, learn, EPOCH, learn._do_epoch_train))
+    learn.epoch, learn._passes = 0, Passes(learn, learn._loader(0) if dl is None else dl)
+
+    def epoch() -> None:
+        learn._do_epoch_train()
+        then()
+
+    run_span(learn, FIT, partial(run_span, learn, EPOCH, epoch))
 
 
 def run_dry(learn: Any, call: FitCall, n_batch: int, reassemble: Callable[[], Any]) -> None:

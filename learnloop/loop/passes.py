@@ -1,11 +1,15 @@
 """Which batches a phase sees: from which position, with which key, and pass after pass in `fit(n_step=…)`."""
 
 import copy
+import time
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from itertools import islice
+from itertools import chain, islice
+from types import GeneratorType
 from typing import Any
+
+import torch
 
 from learnloop.data.ahead import ahead
 from learnloop.data.batches import describe
@@ -27,6 +31,9 @@ from learnloop.loop.notes import add_note
 from learnloop.loop.state import unplain
 
 uncut(end_workers)
+
+SAMPLE = 16  # batches of a training phase whose waiting is measured, and at most so many before them
+_END = object()
 
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
@@ -174,7 +181,7 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
     stream, learn.iter = None, start - 1 if start else None
     try:
         stream = phase_batches(learn, start)
-        yield stream
+        yield _sampled(learn, stream, start) if learn.training and learn.task == "fit" and not learn._depth else stream
     except Exception as error:
         if learn.batch is None and learn._resuming is None and not isinstance(error, CancelException):
             if learn._stop_requested:
@@ -183,6 +190,57 @@ def opened(learn: Any, start: int) -> Iterator[Iterator[Any]]:
         raise
     finally:
         close(stream)
+
+
+def _sampled(learn: Any, stream: Iterator[Any], start: int) -> Iterator[Any]:
+    """The same batches; in the middle of the phase it is measured how long some of them were waited for.
+
+    Outside of that window a batch passes through `chain` and `islice` alone, which are written in C.
+    """
+    left = None if learn.n_iter is None else max(0, learn.n_iter - start)
+    before = SAMPLE if left is None else min(SAMPLE, left // 2)
+    if isinstance(stream, GeneratorType):
+        n = SAMPLE
+    elif left is None:
+        return stream  # it would be asked for one batch more after its end, where some begin anew
+    else:
+        n = min(SAMPLE, left - before)
+    return chain(islice(stream, before), _timed(learn, islice(stream, n)), stream)
+
+
+def _timed(learn: Any, stream: Iterator[Any]) -> Iterator[Any]:
+    begin, first = time.perf_counter(), _mark(learn._device)
+    waited, n = 0.0, 0
+    while True:
+        asked = time.perf_counter()
+        batch = [next(stream, _END)]
+        waited += time.perf_counter() - asked
+        if batch[0] is _END:
+            break
+        n += 1
+        yield batch.pop()  # kept by no name here
+    if n:
+        learn._waits.append((waited, time.perf_counter() - begin, n, first, _mark(learn._device)))
+
+
+def _mark(device: torch.device | None) -> torch.cuda.Event | None:
+    """A place in the work of a GPU, which works off what the loop has handed it long before; nothing waits for it."""
+    if device is None or device.type != "cuda":
+        return None
+    mark = torch.cuda.Event(enable_timing=True)
+    mark.record(torch.cuda.current_stream(device))
+    return mark
+
+
+def waits(learn: Any) -> list[tuple[float, float, int]]:
+    """Of samples of a fit's batches: seconds waited for the loader, seconds passed, how many; waits for the device."""
+    found = []
+    for waited, passed, n, first, last in learn._waits:
+        if last is not None:
+            last.synchronize()
+            passed = max(passed, first.elapsed_time(last) / 1000)
+        found.append((waited, passed, n))
+    return found
 
 
 @uncut

@@ -63,10 +63,11 @@ class TrainingLoop(CurrentBatch):
     _depth: int  # runs nested in the active one
     _seeds_drawn: int = 0  # in a run beside the training, which moves the global stream by so many draws at its end
     _stop_requested = _stop_late = False  # Ctrl-C was pressed; pressed again during a cleanup
+    _waits: list[tuple[Any, ...]]  # how long some batches of each epoch of this fit were waited for; see `passes.waits`
     _due: list[Callable[[], Any]]  # what waits for a place from which a fit can go on
 
     def __init__(self) -> None:
-        self._kept, self._depth, self._due = Kept(), 0, []
+        self._kept, self._depth, self._due, self._waits = Kept(), 0, [], []
         super().__init__()
 
     def _do_fit(self) -> None:

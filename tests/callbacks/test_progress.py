@@ -15,6 +15,7 @@ from torch import nn
 
 import learnloop as ll
 from learnloop.callbacks import progress
+from learnloop.callbacks.progress import waiting_line
 
 ROOT = Path(__file__).parents[2]
 
@@ -410,6 +411,7 @@ CELLS = [
     sys.path.insert(0, "tests/callbacks")
     import learnloop as ll
     from learnloop.callbacks import progress
+from learnloop.callbacks.progress import waiting_line
     from test_progress import learner, raises
     progress.DRAW_EVERY = 0.0
     learn = learner()
@@ -468,3 +470,52 @@ def test_a_notebook_shows_no_rows_where_logging_is_off(outputs):
 def test_without_the_bar_over_epochs_a_notebook_shows_plain_lines(outputs):
     assert "".join(output.text for output in outputs[5] if output.output_type == "stream") == TABLE
     assert "".join(html_of(outputs[5])) == ""
+
+
+# A line where the loader keeps the model waiting
+
+
+class SlowLoader:
+    """Eight batches, each after a wait."""
+
+    def __init__(self, seconds):
+        self.seconds = seconds
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        for _ in range(8):
+            time.sleep(self.seconds)
+            yield torch.zeros(2, 1), torch.zeros(2, 1)
+
+
+def lines_with(loader, capsys, monkeypatch, least):
+    monkeypatch.setattr(progress, "LEAST_WAITED", least)
+    learn = ll.Learner(ll.DataLoaders(loader, device="cpu"), torch.nn.Linear(1, 1), torch.nn.functional.mse_loss)
+    learn.fit(2)
+    return capsys.readouterr().out.splitlines()
+
+
+def test_a_line_below_the_table_says_that_the_loader_is_slow(capsys, monkeypatch):
+    last = lines_with(SlowLoader(0.01), capsys, monkeypatch, least=0.1)[-1]
+    assert last.startswith("The loader took ") and last.endswith("`learn.profile()` shows the rest.")
+    assert 40 < int(last.split()[3].rstrip("%")) <= 100
+
+
+def test_there_is_no_such_line_where_little_time_is_lost_or_the_loader_is_quick(capsys, monkeypatch):
+    assert "The loader" not in lines_with(SlowLoader(0.01), capsys, monkeypatch, least=60.0)[-1]
+    batches = [(torch.zeros(2, 1), torch.zeros(2, 1))] * 8
+    assert "The loader" not in lines_with(batches, capsys, monkeypatch, least=0.0)[-1]
+
+
+def test_what_is_said_depends_on_the_loader():
+    waits = [(3.0, 4.0, 8), (2.0, 6.0, 8)]  # half of the time, 5 seconds for 16 batches
+    loader = torch.utils.data.DataLoader([0])
+    advice = "The loader took 50% of the time of training: read in workers (`num_workers=…`);"
+    assert waiting_line(waits, 100, loader).startswith(advice)
+    assert "more workers" in waiting_line(waits, 100, torch.utils.data.DataLoader([0], num_workers=2))
+    assert "read faster" in waiting_line(waits, 100, [])
+    assert waiting_line(waits, 6, loader) == ""  # less than two seconds
+    assert waiting_line([(1.0, 4.0, 8)], 1000, loader) == ""  # a quarter of the time
+    assert waiting_line([], 0, loader) == ""

@@ -6,6 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
+from learnloop.loop.passes import SAMPLE, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -301,3 +302,47 @@ def test_wrong_numbers_are_refused_before_anything_begins(arguments, error, mess
     with pytest.raises(error, match=message):
         learn.fit(**arguments)
     assert heard.events == [] and learn.opt is None
+
+
+# How long some of the batches are waited for
+
+
+class BeginsAnew:
+    """An iterator of its own that starts from the beginning once it was asked for more than it has."""
+
+    def __init__(self, n_batch, has_len):
+        self.batches, self.i = list(tensor_loader(n_batch)), 0
+        if has_len:
+            self.__class__ = type("Sized", (BeginsAnew,), {"__len__": lambda self: len(self.batches)})
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        if self.i == len(self.batches):
+            self.i = 0
+            raise StopIteration
+        self.i += 1
+        return self.batches[self.i - 1]
+
+
+@pytest.mark.parametrize("n_batch", [1, 2, 40])
+@pytest.mark.parametrize("has_len", [True, False])
+def test_a_loader_is_not_asked_for_more_after_its_end(n_batch, has_len):
+    learn = learner(dls=over(BeginsAnew(n_batch, has_len)))
+    learn.fit(2)
+    assert learn.train_iter == 2 * n_batch
+
+
+def test_waits_are_measured_in_the_middle_of_each_training_phase():
+    learn = learner(dls=over(tensor_loader(100), tensor_loader(40)))
+    learn.fit(3)
+    assert [n for _, _, n in waits(learn)] == [SAMPLE] * 3
+    assert all(0 < waited < passed for waited, passed, _ in waits(learn))
+    learn.validate()
+    assert len(waits(learn)) == 3
+    learn.fit(n_step=150, valid_every=50)
+    assert [n for _, _, n in waits(learn)] == [SAMPLE] * 3
+    learner_of_few = learner(dls=over(tensor_loader(3)))
+    learner_of_few.fit(1)
+    assert [n for _, _, n in waits(learner_of_few)] == [SAMPLE - 14]
