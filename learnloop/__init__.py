@@ -28,6 +28,8 @@ from learnloop.data import datasets, transforms
 from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, to_detach, to_device, to_float, to_half
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
+from learnloop.experiment.ablate import ablate
+from learnloop.experiment.study import Study
 from learnloop.export import load_learner
 from learnloop.insight.activations import ActivationStats, HookCallback
 from learnloop.insight.gradients import GradientStats
@@ -303,6 +305,7 @@ __all__ = [
     "ShowGraphCallback",
     "SkipToEpoch",
     "SpearmanCorrCoef",
+    "Study",
     "SuggestionMethod",
     "TensorLoader",
     "TerminateOnNaNCallback",
@@ -310,6 +313,7 @@ __all__ = [
     "TrainEvalCallback",
     "ValueMetric",
     "WeightedSampling",
+    "ablate",
     "accuracy",
     "accuracy_multi",
     "adam_step",
