@@ -134,8 +134,8 @@ def said(found: ll.Study) -> str:
         [
             *found_out,
             "",
-            f"Each interval is that of its line by itself: of {n} that are nothing, one in twenty would miss 0, so a line",
-            "whose interval only just misses it proves little. They tell of other seeds, not of other data: the",
+            f"Each interval is that of its line by itself: of {n} that are nothing, one in twenty would miss 0, so a",
+            "line whose interval only just misses it proves little. They tell of other seeds, not of other data: the",
             "images for validation are the same in every training. And they hold for this network, at this rate, after",
             f"{EPOCHS} epochs; mixup and label smoothing are made for trainings long enough to learn images by heart.",
         ]

@@ -19,6 +19,7 @@ from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallb
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, rnn_cbs
+from learnloop.callbacks.run_record import RunRecord
 from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.schedule_free import ScheduleFreeCallback
@@ -29,6 +30,8 @@ from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, t
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
 from learnloop.experiment.ablate import ablate
+from learnloop.experiment.report import report
+from learnloop.experiment.runs import compare, runs
 from learnloop.experiment.study import Study
 from learnloop.export import load_learner
 from learnloop.insight.activations import ActivationStats, HookCallback
@@ -293,6 +296,7 @@ __all__ = [
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "RunRecord",
     "SampleLosses",
     "SaveModelCallback",
     "SchedCos",
@@ -326,6 +330,7 @@ __all__ = [
     "by_name",
     "combine_scheds",
     "combined_cos",
+    "compare",
     "datasets",
     "debias",
     "default_device",
@@ -368,9 +373,11 @@ __all__ = [
     "ranger",
     "rank_distrib",
     "reduce_loss",
+    "report",
     "rms_prop_step",
     "rmse",
     "rnn_cbs",
+    "runs",
     "save_model",
     "sched_cos",
     "sched_exp",

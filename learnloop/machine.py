@@ -4,6 +4,7 @@ import importlib.util
 import os
 import pickle
 import platform
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,7 @@ def environment() -> dict[str, Any]:
     }
 
 
+@lru_cache
 def _cpu() -> str:
     """The model of the processor; where the system does not tell, its architecture."""
     try:

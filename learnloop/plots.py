@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "as_png",
     "plot_columns",
     "plot_density",
     "plot_differences",
@@ -43,6 +45,16 @@ def subplots(n: int, cols: int = 2, figsize: tuple[float, float] | None = None) 
     for unused in axes[n:]:
         unused.remove()
     return fig, axes[:n]
+
+
+def as_png(figure: Figure, dpi: int = 90) -> bytes:
+    """A figure as a picture; pyplot forgets it."""
+    import matplotlib.pyplot as plt
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    plt.close(figure)
+    return file.getvalue()
 
 
 def plot_losses(
