@@ -59,7 +59,11 @@ def _call(name: str, args: list[Any], kwargs: Mapping[str, Any]) -> str:
 
 
 def _numbers(value: Any) -> Any:
-    array = value.detach().cpu().float().numpy() if isinstance(value, Tensor) else np.asarray(value)
+    if isinstance(value, Tensor):
+        tensor = value.detach().cpu()
+        array = (tensor.float() if tensor.dtype is torch.bfloat16 else tensor).numpy()  # which has no bfloat16
+    else:
+        array = np.asarray(value)
     if array.size <= SHOWN:
         return array.tolist()
     return f"{type(value).__name__} {tuple(array.shape)} {value.dtype}, checksum {checksum(array.tobytes()):08x}"

@@ -40,7 +40,7 @@ def ablate(
     wait for each other. Processes want one thread each:
     `ProcessPoolExecutor(4, initializer=torch.set_num_threads, initargs=(1,))`.
     """
-    _check(cbs, fit, metric)
+    _check(cbs, fit)
     plan = design_of(design, list(cbs))
     check_picklable(executor, make_learner=make_learner, fit=fit, metric=metric, **_by_place(cbs))
     recipes = {arm: Recipe(make_learner, {n: cbs[n] for n in names}, fit, metric) for arm, names in plan.arms.items()}
@@ -110,7 +110,7 @@ def _configuration_of(mark: str, lines: Iterable[Mapping[str, Any]]) -> dict[str
     return next((configuration for configuration in found if configuration), None)
 
 
-def _check(cbs: Any, fit: Any, metric: Any) -> None:
+def _check(cbs: Any, fit: Any) -> None:
     if not isinstance(cbs, Mapping):
         raise TypeError(f"`cbs` is a {type(cbs).__name__}; pass names and what makes them: `{{'mixup': MixUp}}`.")
     for name, factory in cbs.items():
@@ -119,10 +119,16 @@ def _check(cbs: Any, fit: Any, metric: Any) -> None:
                 f"`cbs[{name!r}]={factory!r}` makes no callback: each training needs a new one. Pass the class, or "
                 "`functools.partial(MixUp, alpha=0.2)`."
             )
-    if not callable(fit) and not (fit and isinstance(fit if isinstance(fit, str) else fit[0], str)):
+    _check_fit(fit)
+
+
+def _check_fit(fit: Any) -> None:
+    if callable(fit):
+        return
+    verb = fit[0] if isinstance(fit, (list, tuple)) and fit else fit
+    if not isinstance(verb, str):
         raise TypeError(f"`fit={fit!r}`: pass a function of `(learn, cbs)`, or a verb: `('fit_one_cycle', 5)`.")
-    verb = None if callable(fit) else fit if isinstance(fit, str) else fit[0]
-    if verb is not None and not callable(getattr(Learner, verb, None)):
+    if not callable(getattr(Learner, verb, None)):
         raise ValueError(f"`fit={fit!r}`: a Learner has no `{verb}`.{nearest(verb, Learner)}")
 
 

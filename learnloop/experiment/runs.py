@@ -73,9 +73,7 @@ def runs(folder: str | Path = "runs") -> Runs:
     """The records in a folder of `RunRecord`, newest first; FileNotFoundError where there is no such folder."""
     folder = Path(folder)
     if not folder.is_dir():
-        raise FileNotFoundError(
-            f"there is no folder `{folder}`: `learn.fit(…, cbs=RunRecord({str(folder)!r}))` makes it."
-        )
+        raise FileNotFoundError(f"there is no folder `{folder}`. A fit with `cbs=RunRecord({str(folder)!r})` makes it.")
     found = {path: read_run(path) for path in folder.glob("*.jsonl")}
     read = [run for run in found.values() if run is not None]
     newest_first = sorted(read, key=lambda run: (run.at, run.id), reverse=True)
