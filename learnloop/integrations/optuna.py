@@ -38,7 +38,7 @@ class OptunaPruning(TrackerCallback):
         direction = self.trial.study.direction.name.lower()
         if direction != wanted:
             warnings.warn(
-                f"the study is to {direction}, and by its name `{self.monitor}` is to be {wanted[:-1]}d: the best "
+                f"the study is to {direction}, and by its name `{self.monitor}` is to be {wanted}d: the best "
                 f'trials would be pruned. Pass `monitor=…`, or `optuna.create_study(direction="{wanted}")`.',
                 stacklevel=2,
             )
