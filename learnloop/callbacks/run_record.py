@@ -1,5 +1,6 @@
 """A record of every fit in a file of its own: what was trained with what on what, how it went, how it ended."""
 
+import inspect
 import os
 import random
 import secrets
@@ -23,8 +24,8 @@ from learnloop.callbacks.spelling import arguments_of, checksum, spelled
 from learnloop.data.batches import describe
 from learnloop.data.keyed import length, preserved_randomness
 from learnloop.data.loaders import names_of
-from learnloop.loop.callback import Callback, handled_events
-from learnloop.loop.events import EVENTS
+from learnloop.loop.callback import Callback, handled_events, state_attributes
+from learnloop.loop.events import BATCH_EVENTS, EVENTS
 from learnloop.loop.ordering import in_order
 from learnloop.machine import environment
 
@@ -124,7 +125,8 @@ class RunRecord(Reports):
 def description_of_run(learn: Any, samples: int = 4) -> dict[str, Any]:
     """All that a fit is made of, in plain data: settings, callbacks, the loop, code, data, seeds, environment."""
     about = description(learn)
-    about.pop("callbacks")
+    device = about.pop("device")
+    del about["callbacks"]  # here they have their settings with them
     more = {"loss": spelled(learn.loss_func), "opt_func": spelled(learn.opt_func), "groups": spelled(learn.opt.hypers)}
     return {
         "configuration": {**about, **more, "metrics": [m.name for m in learn.metrics]},
@@ -137,21 +139,36 @@ def description_of_run(learn: Any, samples: int = 4) -> dict[str, Any]:
             "fit": learn._data_seed,
             "loaders": getattr(learn.dls, "seed", None),
         },
-        "environment": {**environment(), "device": str(getattr(learn.dls, "device", None))},
+        "environment": {**environment(), "device": device},
     }
 
 
 def loop_of(learn: Any) -> dict[str, list[str]]:
-    """The callbacks that hear each event, in their order; `show_training_loop` prints the same."""
-    heard = [(repr(cb), handled_events(cb)) for cb in in_order(learn.cbs)]
+    """The callbacks that hear each event of a fit, in their order."""
+    cbs = in_order([cb for cb in learn.cbs if cb.run and "fit" in cb.tasks])
+    heard = [(repr(cb), _heard_by(cb)) for cb in cbs]
     found = {name: [cb for cb, events in heard if name in events] for name in EVENTS}
     return {name: cbs[::-1] if name.startswith("cleanup_") else cbs for name, cbs in found.items() if cbs}
 
 
+def _heard_by(cb: Callback) -> set[str]:
+    in_batches = cb.run_train or cb.run_valid
+    return {n for n in handled_events(cb) if in_batches or n not in BATCH_EVENTS or n.startswith("cleanup_")}
+
+
 def settings_of(cb: Callback) -> dict[str, Any]:
-    """The arguments that a callback was made with; of `Callback(before_batch=f)` the functions."""
-    functions = {n: spelled(v.__func__) for n, v in vars(cb).items() if n in EVENTS and isinstance(v, types.MethodType)}
-    return {**arguments_of(cb), **functions}
+    """The arguments that a callback was made with; of `Callback(before_batch=f)` the functions.
+
+    Where it does not keep one under its name, its public attributes that are no state.
+    """
+    own = {n: v for n, v in vars(cb).items() if not n.startswith("_") and n != "learn"}
+    found = arguments_of(cb)
+    wanted = [p.name for p in inspect.signature(type(cb)).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    functions = {n: spelled(v.__func__) for n, v in own.items() if n in EVENTS and isinstance(v, types.MethodType)}
+    if found.keys() >= {*wanted}:
+        return {**found, **functions}
+    state = state_attributes(type(cb))
+    return {**{n: spelled(v) for n, v in own.items() if n not in state and n not in EVENTS}, **found, **functions}
 
 
 # The code
@@ -174,9 +191,10 @@ def _version() -> str | None:
 def _revision(folder: str, moment: int) -> str | None:
     """The commit, `-dirty` behind it where files have changed since; `moment` lets what is remembered grow old."""
     command = ["git", "-C", folder, "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
-        done = subprocess.run(command, text=True, timeout=SECONDS, check=False, **quiet)
+        done = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip() or None if done.returncode == 0 else None

@@ -5,6 +5,7 @@ import re
 import types
 import zlib
 from collections.abc import Mapping
+from enum import Enum
 from functools import partial
 from pathlib import PurePath
 from typing import Any
@@ -43,6 +44,10 @@ def spelled(value: Any, depth: int = DEPTH) -> Any:
 
 
 def _thing(value: Any, depth: int) -> Any:
+    if isinstance(value, Enum):
+        return spelled(value.value, depth)
+    if isinstance(value, np.ufunc):
+        return f"numpy.{value.__name__}"
     if isinstance(value, slice):
         return f"slice({value.start!r}, {value.stop!r}, {value.step!r})"
     if isinstance(value, partial):

@@ -91,9 +91,9 @@ def _picture(figure: Any) -> str:
 
 
 def _settings(about: Mapping[str, Any]) -> list[tuple[str, str]]:
-    found = [
-        (n, v) for part in ("configuration", "code", "seed", "environment") for n, v in about.get(part, {}).items()
-    ]
+    found = list(about.get("configuration", {}).items())
+    for part in ("code", "seed", "environment"):
+        found += [(f"{part}: {name}", value) for name, value in about.get(part, {}).items()]
     found += [(f"data: {loader['name']}", _listed(loader, "name")) for loader in about.get("data", ())]
     return [(name, _cell(value)) for name, value in found if value not in (None, "")]
 

@@ -11,7 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 import learnloop as ll
-from learnloop.callbacks.run_record import RunRecord, code_version, data_fingerprint, loop_of
+from learnloop.callbacks.run_record import RunRecord, code_version, data_fingerprint, settings_of
 from learnloop.testing import check_callback, toy_learner
 from tests.toys import Once, raising
 
@@ -67,7 +67,6 @@ def test_the_first_line_says_what_was_trained_with_what(tmp_path):
         "n_epoch": 1,
         "n_step": None,
         "batch_size": 8,
-        "device": "cpu",
         "loss": "torch.nn.modules.loss.MSELoss(reduction='mean')",
         "opt_func": "SGD",
         "groups": [{"lr": 0.2, "mom": 0.0, "wd": 0.0}],
@@ -91,15 +90,25 @@ def raising_nothing(cb):
     """A handler."""
 
 
-def test_the_loop_is_that_of_the_fit_as_show_training_loop_prints_it(tmp_path, capsys):
-    learn = learner(tmp_path, RunRecord(), ll.GradientClip(1.0))
-    seen = []
-    learn.fit(1, cbs=[ll.EMA(0.9), ll.Callback(before_fit=lambda cb: seen.append(loop_of(cb.learn)))])
-    assert only(tmp_path)[0]["loop"] == seen[0]
-    assert seen[0]["before_step"] == ["GradientClip"] and "EMA" in seen[0]["after_fit"]
-    learn.show_training_loop()
-    printed = {line.split()[0]: line.partition("[")[2].rstrip("]") for line in capsys.readouterr().out.splitlines()}
-    assert {name: ", ".join(cbs) for name, cbs in loop_of(learn).items()} == {k: v for k, v in printed.items() if v}
+def test_the_loop_is_that_of_the_fit_without_who_hears_nothing_of_it(tmp_path):
+    off = ll.GradientClip(2.0)
+    off.run = False
+    learner(tmp_path, RunRecord(), ll.GradientClip(1.0), off).fit(1, cbs=[ll.EMA(0.9), ll.FetchPredsCallback()])
+    found = only(tmp_path)[0]["loop"]
+    assert found["before_fit"] == ["TrainEvalCallback", "EMA", "Recorder", "RunRecord"]
+    assert found["before_step"] == ["GradientClip"]
+    assert found["after_batch"] == ["EMA", "Recorder"]  # without `every` a RunRecord has nothing to do there
+    assert found["cleanup_validate"] == ["Recorder", "EMA"]
+    assert "before_backward" not in found
+
+
+def test_settings_are_found_also_where_a_callback_keeps_them_under_other_names():
+    assert settings_of(ll.MixUp(0.3)) == {"alpha": 0.3}
+    assert settings_of(ll.FreezeUntil(2))["until"] == 2
+    assert settings_of(ll.MixedPrecision("fp16", init_scale=8.0))["scaling"]["init_scale"] == 8.0
+    schedule = settings_of(ll.ParamScheduler({"lr": ll.SchedLin(1.0, 0.5)}))["scheds"]["lr"]
+    assert schedule == "CurveSchedule(made_by='SchedLin', curve='sched_lin', args=[1.0, 0.5])"
+    assert settings_of(ll.TrainEvalCallback()) == {}
 
 
 def test_every_writes_batches_too(tmp_path):

@@ -39,6 +39,8 @@ def function():
         (ll.Adam, "Adam"),
         (partial(ll.SGD, mom=0.9), "SGD(mom=0.9)"),
         (nn.MSELoss(), "torch.nn.modules.loss.MSELoss(reduction='mean')"),
+        (np.less, "numpy.less"),
+        (ll.AMPMode.FP16, "fp16"),
         (torch.device("cpu"), "cpu"),
         (torch.float16, "torch.float16"),
         (threading.Lock(), "_thread.lock()"),
