@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench faults sets clean
+.PHONY: help demo test lint nbs bench faults sets study clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -22,6 +22,7 @@ help:
 	@echo 'make bench   measure the loop beside a hand-written one'
 	@echo 'make faults  kill trainings, damage their checkpoints, fill their disk; see that they resume exactly'
 	@echo 'make sets    train common sets of callbacks beside hand-written loops (some minutes)'
+	@echo 'make study   ablate four techniques on Fashion-MNIST (ten minutes or more)'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -46,6 +47,9 @@ faults: $(VENV)/installed
 
 sets: $(VENV)/installed-test
 	$(BIN)/python benchmarks/common_sets.py
+
+study: $(VENV)/installed
+	$(BIN)/python benchmarks/study.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

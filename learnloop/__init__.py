@@ -20,6 +20,7 @@ from learnloop.callbacks.predictions import FetchPredsCallback, GatherPredsCallb
 from learnloop.callbacks.progress import ProgressCallback
 from learnloop.callbacks.recorder import Recorder
 from learnloop.callbacks.rnn import ModelResetter, RNNCallback, RNNRegularizer, rnn_cbs
+from learnloop.callbacks.run_record import RunRecord
 from learnloop.callbacks.sampling import OverfitBatch, ShortEpochCallback, WeightedSampling
 from learnloop.callbacks.schedule import ParamScheduler, SkipToEpoch
 from learnloop.callbacks.schedule_free import ScheduleFreeCallback
@@ -31,6 +32,10 @@ from learnloop.data import datasets, transforms
 from learnloop.data.batches import default_device, find_bs, get_model, to_cpu, to_detach, to_device, to_float, to_half
 from learnloop.data.loaders import DataLoaders, TensorLoader
 from learnloop.data.tensors import to_concat, to_np
+from learnloop.experiment.ablate import ablate
+from learnloop.experiment.report import report
+from learnloop.experiment.runs import compare, runs
+from learnloop.experiment.study import Study
 from learnloop.export import load_learner
 from learnloop.insight.activations import ActivationStats, HookCallback
 from learnloop.insight.gradients import GradientStats
@@ -298,6 +303,7 @@ __all__ = [
     "RocAuc",
     "RocAucBinary",
     "RocAucMulti",
+    "RunRecord",
     "SampleLosses",
     "SaveModelCallback",
     "SchedCos",
@@ -311,6 +317,7 @@ __all__ = [
     "SkipToEpoch",
     "SpearmanCorrCoef",
     "SpikeGuard",
+    "Study",
     "SuggestionMethod",
     "TensorLoader",
     "TerminateOnNaNCallback",
@@ -318,6 +325,7 @@ __all__ = [
     "TrainEvalCallback",
     "ValueMetric",
     "WeightedSampling",
+    "ablate",
     "accuracy",
     "accuracy_multi",
     "adam_step",
@@ -330,6 +338,7 @@ __all__ = [
     "by_name",
     "combine_scheds",
     "combined_cos",
+    "compare",
     "datasets",
     "debias",
     "default_device",
@@ -372,9 +381,11 @@ __all__ = [
     "ranger",
     "rank_distrib",
     "reduce_loss",
+    "report",
     "rms_prop_step",
     "rmse",
     "rnn_cbs",
+    "runs",
     "save_model",
     "sched_cos",
     "sched_exp",

@@ -1,4 +1,4 @@
-"""`python -m learnloop demo`: train a small network on real images and draw its learning curve."""
+"""`python -m learnloop demo`: train a small network and draw its learning curve; `runs`: list records of fits."""
 
 import argparse
 import math
@@ -20,7 +20,7 @@ _PICTURES = (".jpg", ".pdf", ".png", ".svg")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line `arguments` and return the exit code.
 
-    0: done; 1: the data cannot be had; 2: wrong arguments, told in one line; 130: stopped with Ctrl-C.
+    0: done; 1: the data or the folder cannot be had; 2: wrong arguments, told in one line; 130: stopped with Ctrl-C.
     """
     try:
         options = _parser().parse_args(arguments)
@@ -85,6 +85,20 @@ def small_cnn(n_classes: int = 10) -> nn.Sequential:
     )
 
 
+# -- the records
+
+
+def list_runs(options: argparse.Namespace) -> int:
+    """List the records of fits in `options.folder`, newest first; returns the exit code."""
+    try:
+        found = ll.runs(options.folder)
+    except OSError as error:
+        print(f"python -m learnloop runs: {error}", file=sys.stderr)
+        return 1
+    print(found)
+    return 0
+
+
 # -- the arguments
 
 
@@ -100,7 +114,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.set_defaults(command=lambda options: parser.exit(2, parser.format_usage()))
     commands = parser.add_subparsers(title="commands", metavar="command")
     _add_demo(commands.add_parser("demo", help="train a small network on real images and draw its learning curve"))
+    _add_runs(commands.add_parser("runs", help="list the records that RunRecord has kept in a folder"))
     return parser
+
+
+def _add_runs(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(command=list_runs)
+    parser.add_argument("folder", nargs="?", default="runs", metavar="FOLDER", help="where they are (default: runs)")
 
 
 def _add_demo(parser: argparse.ArgumentParser) -> None:

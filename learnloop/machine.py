@@ -3,11 +3,14 @@
 import importlib.util
 import os
 import pickle
+import platform
+from functools import lru_cache
+from pathlib import Path
 from typing import Any
 
 import torch
 
-__all__ = ["default_pickle", "ismin_torch", "notmax_torch", "num_distrib", "rank_distrib"]
+__all__ = ["default_pickle", "environment", "ismin_torch", "notmax_torch", "num_distrib", "rank_distrib"]
 
 
 def rank_distrib() -> int:
@@ -48,3 +51,27 @@ def default_pickle() -> Any:
     import cloudpickle
 
     return cloudpickle
+
+
+def environment() -> dict[str, Any]:
+    """Versions and hardware, in plain words."""
+    cuda = torch.cuda.is_available()
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "cpu": _cpu(),
+        "threads": torch.get_num_threads(),
+        "gpu": torch.cuda.get_device_name() if cuda else None,
+    }
+
+
+@lru_cache
+def _cpu() -> str:
+    """The model of the processor; where the system does not tell, its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -13,8 +14,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = [
+    "as_png",
     "plot_columns",
     "plot_density",
+    "plot_differences",
     "plot_histories",
     "plot_layers",
     "plot_losses",
@@ -43,6 +46,16 @@ def subplots(n: int, cols: int = 2, figsize: tuple[float, float] | None = None) 
     for unused in axes[n:]:
         unused.remove()
     return fig, axes[:n]
+
+
+def as_png(figure: Figure, dpi: int = 90) -> bytes:
+    """A figure as a picture; pyplot forgets it."""
+    import matplotlib.pyplot as plt
+
+    file = io.BytesIO()
+    figure.savefig(file, format="png", dpi=dpi)
+    plt.close(figure)
+    return file.getvalue()
 
 
 def plot_losses(
@@ -330,6 +343,27 @@ def plot_profile(
     below.invert_yaxis()
     _label(below, "ms", "")
     return fig
+
+
+def plot_differences(
+    ax: Axes,
+    names: Sequence[str],
+    intervals: Sequence[tuple[float, float, float]],  # the mean and both ends of each; infinite ends are not drawn
+    seeds: Sequence[Sequence[float]] = (),  # single differences behind each
+) -> Axes:
+    """Differences below each other with their intervals, the first on top; those that may be none are grey."""
+    for i, (mean, low, high) in enumerate(intervals):
+        color = GUIDE if low <= 0 <= high else TRAIN
+        if math.isfinite(high - low):
+            ax.plot([low, high], [i, i], color=color, lw=2, solid_capstyle="butt", zorder=3)
+        ax.plot(mean, i, "o", color=color, ms=7, mec="white", mew=1, zorder=4)
+        behind = seeds[i] if i < len(seeds) else ()
+        ax.plot(behind, [i + 0.18] * len(behind), ".", color=RAW, ms=6, zorder=2)
+    ax.axvline(0, color="black", lw=0.8, zorder=1)
+    _label(ax, "difference", "")
+    ax.set_yticks(range(len(names)), names)
+    ax.set_ylim(len(names) - 0.5, -0.5)
+    return ax
 
 
 def _points(history: Sequence[Mapping[str, Any]], column: str) -> tuple[list[int], list[float]]:

@@ -33,6 +33,7 @@ LAYERS = (
     "integrations.packages",
     "integrations",
     "learner",
+    "experiment",
     "learnloop  testing",
     "all  __main__",
 )
@@ -47,6 +48,10 @@ FOLDERS = {
     },
     "insight": {"insight", "callbacks", "loop", "data", "optim", "metrics", "losses", "plots", "modules", "html"},
     "integrations": {"integrations", "callbacks", "loop", "data"},
+    "experiment": {
+        *("experiment", "learner", "insight", "callbacks", "loop", "data", "plots", "checkpoint", "machine", "seeds"),
+        *("html",),
+    },
 }
 
 

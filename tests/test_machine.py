@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import distributed
 
-from learnloop.machine import ismin_torch, notmax_torch, num_distrib, rank_distrib
+from learnloop.machine import environment, ismin_torch, notmax_torch, num_distrib, rank_distrib
 
 
 @pytest.fixture
@@ -48,3 +48,10 @@ def test_versions_of_torch_are_compared_as_numbers(monkeypatch):
 def test_what_is_no_version_is_refused(version):
     with pytest.raises(ValueError, match="is no version of torch; pass one as a string"):
         ismin_torch(version)
+
+
+def test_the_environment_names_versions_and_hardware():
+    found = environment()
+    assert list(found) == ["python", "torch", "platform", "cpu", "threads", "gpu"]
+    assert (found["torch"], found["threads"]) == (torch.__version__, torch.get_num_threads())
+    assert found["cpu"] and (found["gpu"] is None) == (not torch.cuda.is_available())

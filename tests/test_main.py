@@ -9,7 +9,9 @@ import sys
 import pytest
 import torch
 
+from learnloop import RunRecord
 from learnloop.__main__ import main, small_cnn
+from learnloop.testing import toy_learner
 
 
 def start(*arguments, cwd):
@@ -135,3 +137,24 @@ def test_data_that_cannot_be_had_is_one_line_and_exit_code_1(capsys, tmp_path, m
 @pytest.mark.parametrize("size", [8, 28])
 def test_small_cnn_takes_digits_and_fashion_mnist(size):
     assert small_cnn()(torch.zeros(2, 1, size, size)).shape == (2, 10)
+
+
+# The records of fits
+
+
+def test_runs_lists_the_records_of_a_folder(tmp_path, capsys):
+    learn = toy_learner(cbs=RunRecord())
+    learn.path = tmp_path
+    learn.fit(1)
+    assert main(["runs", str(tmp_path / "runs")]) == 0
+    head, line = capsys.readouterr().out.splitlines()
+    assert head.split()[:2] == ["run", "model"]
+    assert line.startswith(next((tmp_path / "runs").iterdir()).stem)
+
+
+def test_runs_of_a_folder_that_is_not_there_is_one_line_and_exit_code_1(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs"]) == 1
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("python -m learnloop runs: there is no folder `runs`.") and len(err.splitlines()) == 1

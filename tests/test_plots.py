@@ -13,7 +13,16 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 
-from learnloop.plots import plot_histories, plot_layers, plot_losses, plot_samples, plot_schedules, subplots
+from learnloop.plots import (
+    as_png,
+    plot_differences,
+    plot_histories,
+    plot_layers,
+    plot_losses,
+    plot_samples,
+    plot_schedules,
+    subplots,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -163,3 +172,23 @@ def test_a_column_that_nobody_has_is_an_error_with_those_there_are():
         plot_histories({"a": HISTORY}, ["acuracy"])
     with pytest.raises(ValueError, match="no column at all in these histories; there is none"):
         plot_histories({"a": []})
+
+
+def test_differences_stand_below_each_other_and_those_that_may_be_none_are_grey(ax):
+    plot_differences(ax, ["a", "b"], [(0.2, 0.1, 0.3), (0.0, -0.1, 0.1)], [[0.15, 0.25], []])
+    first, second = [line for line in ax.lines if line.get_lw() == 2 and len(line.get_xdata()) == 2][:2]
+    assert (list(first.get_xdata()), list(first.get_ydata())) == ([0.1, 0.3], [0, 0])
+    assert first.get_color() != second.get_color() == "#8a8a8a"
+    assert [t.get_text() for t in ax.get_yticklabels()] == ["a", "b"]
+    assert ax.get_ylim() == (1.5, -0.5)  # the first on top
+
+
+def test_an_interval_without_ends_is_a_point_only(ax):
+    plot_differences(ax, ["a"], [(0.2, -float("inf"), float("inf"))])
+    assert sum(len(line.get_xdata()) == 2 and line.get_lw() == 2 for line in ax.lines) == 0
+
+
+def test_a_picture_is_a_png_and_leaves_no_figure_behind():
+    fig, _ = subplots(1)
+    assert as_png(fig).startswith(b"\x89PNG")
+    assert plt.get_fignums() == []

@@ -35,6 +35,7 @@ class MixHandler(Callback):
     def __init__(self, alpha: float = 0.5):  # near 0 one of the two is nearly all of the mixture; 1: any weight
         if not alpha > 0:
             raise ValueError(f"`alpha` is {alpha}; it shapes Beta(alpha, alpha), so pass more than 0.")
+        self.alpha = alpha
         self.distrib = Beta(torch.tensor(float(alpha)), torch.tensor(float(alpha)))
         self._yb: Any = None  # the batch's own targets, while blended ones are in their place
 
