@@ -18,7 +18,7 @@ from learnloop.loop.dispatch import owner_of
 
 #: Names of the learner's by which others are meant.
 _MEANT = {"x": "xb", "y": "yb", "_raw_loss": "loss_grad", "_loss_grad": "loss_grad", "_loss": "loss"}
-_SAMPLED = 64  # numbers of a tensor by which a change shows that went past torch's own count of changes
+_SAMPLED = 16  # numbers of a tensor, its first, by which a change shows that went past torch's own count of changes
 _MANY = 100  # entries of a container that are looked at
 
 
@@ -41,6 +41,7 @@ class Watch:
         self.seen: list[Seen] = []
         self.fired: set[str] = set()
         self._now: Seen | None = None
+        self._looked: tuple[str, dict[str, Any]] | None = None  # an event, and how things were after a handler of it
         self._saved: set[str] = set()
 
     def begin(self) -> None:
@@ -77,8 +78,8 @@ class Watch:
         seen, outer = Seen(cb, event, _phase(learn)), self._now
         self.seen.append(seen)
         self.fired.add(event)
-        before = _look(learn, cb)
-        self._now = seen
+        before = self._looked[1] if self._looked is not None and self._looked[0] == event else _look(learn)
+        self._now, self._looked = seen, None
         try:
             return handler()
         except CancelException as error:
@@ -86,7 +87,15 @@ class Watch:
             raise
         finally:
             self._now = outer
-            seen.writes |= _changed(before, _look(learn, cb)) | _set(seen.assigned)
+            after = _look(learn)
+            self._looked = event, after
+            seen.writes |= {n for n in _changed(before, after) if not n.startswith(f"{cb.name}.")} | _set(seen.assigned)
+
+    def begins(self, event: Any) -> None:
+        """An event fires; since the last one the loop has moved on."""
+        self._looked = None
+        if not self.learn._depth and isinstance(event, str):
+            self.fired.add(event)
 
     def note(self, what: str) -> None:
         """Something is set in the handler that runs."""
@@ -150,8 +159,7 @@ def _watched(kind: Any, watch: Watch) -> Any:
             super().__setattr__(name, value)
 
         def __call__(self, event_name: Any) -> None:
-            if not self._depth and isinstance(event_name, str):
-                watch.fired.add(event_name)
+            watch.begins(event_name)
             super().__call__(event_name)
 
         def _rebuild(self) -> None:
@@ -224,8 +232,8 @@ def _was_only_read(before: dict[str, Any], after: dict[str, Any], name: str) -> 
     return before.get(name) is None and isinstance(mark, _Mark) and mark.version == 0
 
 
-def _look(learn: Any, cb: Any) -> dict[str, Any]:
-    """A mark for everything that a handler of `cb` can write, by name; two marks differ where that was written."""
+def _look(learn: Any) -> dict[str, Any]:
+    """A mark for everything that a handler can write, by name; two marks differ where that was written."""
     own, model, opt = vars(learn), learn.model, learn.opt
     found = {n: _mark(v) for n, v in own.items() if _is_shown(n) and not isinstance(v, Callback)}
     found |= {"loss": _mark(own.get("_loss")), "loss_grad": _mark(own.get("_loss_grad"))}
@@ -235,9 +243,8 @@ def _look(learn: Any, cb: Any) -> dict[str, Any]:
         found |= _of_model(model)
     if opt is not None:
         found |= _of_opt(opt)
-    for other in learn.cbs:
-        if other is not cb:
-            found |= {f"{other.name}.{n}": _mark(v) for n, v in _public(other)}
+    for cb in learn.cbs:
+        found |= {f"{cb.name}.{n}": _mark(v) for n, v in _public(cb)}
     found["random state"] = hash((random.getstate(), _numpy_state(), bytes(torch.get_rng_state().numpy())))
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
     found["autocast"] = [torch.is_autocast_enabled(device) for device in devices]
@@ -297,8 +304,13 @@ def _own_attributes(modules: list[nn.Module]) -> Iterator[tuple[str, Any]]:
 def _of_opt(opt: Any) -> dict[str, Any]:
     hypers = list(getattr(opt, "hypers", ()))
     names = dict.fromkeys(name for group in hypers for name in group)
-    state = [(id(p), _mark(dict(s) if isinstance(s, dict) else s)) for p, s in getattr(opt, "state", {}).items()]
-    return {**{f"opt.{n}": [group.get(n) for group in hypers] for n in names}, "opt.state": [s for s in state if s[1]]}
+    state = [(id(p), _of_state(s)) for p, s in getattr(opt, "state", {}).items() if s]
+    return {**{f"opt.{n}": [group.get(n) for group in hypers] for n in names}, "opt.state": state}
+
+
+def _of_state(state: Any) -> list[Any]:
+    values = state.values() if isinstance(state, dict) else [state]
+    return [(id(v), v._version) if isinstance(v, Tensor) else v for v in values]
 
 
 class _Same:
@@ -343,5 +355,8 @@ def _sample(t: Tensor) -> tuple[Any, ...]:
     """The place of a tensor in memory and some of its numbers: `p.data` is written past the count of changes."""
     if t.layout is not torch.strided or t.is_meta or not t.numel():
         return ()
-    some = t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLED)].contiguous()
-    return t.data_ptr(), t.stride(), bytes(some.view(torch.uint8).cpu().numpy())
+    row = t.detach()
+    while row.ndim > 1:
+        row = row[0]
+    some = row.reshape(-1)[:_SAMPLED].contiguous().cpu()
+    return t.data_ptr(), t.stride(), bytes(some.view(torch.uint8).numpy())
