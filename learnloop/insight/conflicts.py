@@ -70,9 +70,11 @@ def _at_one_event(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
 
 def _over_a_span(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
     """What the later one puts back at the end of a span, at whose start it has set it, while `a` set it in between."""
+    if not b.event.startswith(("after_", "cleanup_")):
+        return
     span = span_of(b.event)
     held = next((row for row in rows if row.callback == b.callback and row.event == f"before_{span}"), None)
-    if held is None or not b.event.startswith(("after_", "cleanup_")) or rows.index(held) > rows.index(a):
+    if held is None or rows.index(held) > rows.index(a):
         return
     for what in a.writes:
         is_held = what in b.writes and what in held.writes and not _is_put_back(what, a, rows)
