@@ -15,6 +15,7 @@ _MANY = 100  # entries of a container that are looked at
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """The names of what was written between two looks."""
     found = {name for name in before.keys() | after.keys() if [before.get(name)] != [after.get(name)]}
     return {name for name in found if name not in ("loss", "loss_grad") or not _was_only_read(before, after, name)}
 
@@ -38,7 +39,7 @@ def look(learn: Any) -> dict[str, Any]:
         found |= _of_opt(opt)
     for cb in learn.cbs:
         found |= {f"{cb.name}.{n}": _mark(v) for n, v in _public(cb)}
-    found["random state"] = hash((random.getstate(), _numpy_state(), bytes(torch.get_rng_state().numpy())))
+    found["random state"] = _random_state()
     devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
     found["autocast"] = [torch.is_autocast_enabled(device) for device in devices]
     return found
@@ -57,9 +58,12 @@ def _public(cb: Any) -> Iterator[tuple[str, Any]]:
             yield name[1:], value
 
 
-def _numpy_state() -> Any:
-    state: Any = np.random.get_state(legacy=True)
-    return state[1].tobytes(), *state[2:]
+def _random_state() -> Any:
+    """A number for the states of the generators of python, numpy, torch and CUDA."""
+    numpy_state: Any = np.random.get_state(legacy=True)
+    is_on = torch.cuda.is_available() and torch.cuda.is_initialized()
+    of_torch = [torch.get_rng_state(), *(torch.cuda.get_rng_state_all() if is_on else ())]
+    return hash((random.getstate(), numpy_state[1].tobytes(), *numpy_state[2:], *(bytes(s.numpy()) for s in of_torch)))
 
 
 def _of_model(model: nn.Module) -> dict[str, Any]:

@@ -20,10 +20,10 @@ _MEANT = {"x": "xb", "y": "yb", "_raw_loss": "loss_grad", "_loss_grad": "loss_gr
 
 
 class Seen:
-    """One call of a handler, or a handler that was left alone."""
+    """One call of a handler."""
 
-    def __init__(self, cb: Any, event: str, phase: str):
-        self.cb, self.event, self.phase = cb, event, phase  # 'train', 'validate' or '' outside of phases
+    def __init__(self, cb: Any, event: str):
+        self.cb, self.event = cb, event
         self.writes: set[str] = set()
         self.reads: set[str] = set()
         self.cancels: str | None = None  # the cancel exception that it raised
@@ -42,6 +42,7 @@ class Watch:
         self._saved: set[str] = set()
 
     def begin(self) -> None:
+        """Gives the learner a class that tells, and its modules a `train` that does."""
         learn = self.learn
         object.__setattr__(learn, "__class__", _watched(type(learn), self))
         for module in learn.model.modules() if isinstance(learn.model, nn.Module) else ():
@@ -56,6 +57,7 @@ class Watch:
 
     @staticmethod
     def leave_opt(opt: Any) -> None:
+        """Takes that off again."""
         for name in ("set_hyper", "set_hypers", "zero_grad"):
             vars(opt).pop(name, None)
 
@@ -72,7 +74,7 @@ class Watch:
             return None
         if learn._depth:  # of a run nested in another one only what its caller finds changed counts
             return handler()
-        seen, outer = Seen(cb, event, _phase(learn)), self._now
+        seen, outer = Seen(cb, event), self._now
         self.seen.append(seen)
         self.fired.add(event)
         before = self._looked[1] if self._looked is not None and self._looked[0] == event else look(learn)
@@ -134,11 +136,6 @@ class Watch:
 def _is_own(module: str) -> bool:
     """Whether the learner's own code is at work there: what that changes shows by comparing."""
     return module.startswith("learnloop.loop.") or module == "learnloop.learner"
-
-
-def _phase(learn: Any) -> str:
-    spans = [span.name for span in learn._open_spans]
-    return "train" if "train" in spans else "validate" if "validate" in spans else ""
 
 
 def _watched(kind: Any, watch: Watch) -> Any:
