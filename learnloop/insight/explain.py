@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple
+from typing import Any
 
 from learnloop import html
+from learnloop.insight.conflicts import Conflict, Row, conflicts_of, span_of
 from learnloop.insight.undo import untouched
 from learnloop.insight.watch import Seen, Watch
 from learnloop.loop.callback import Callback, handled_events
@@ -22,45 +23,7 @@ from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, FIT, STEP, TRAIN, VALID
 
 _DEPTHS = {event.name: event.depth for event in LOOP}
 _TRAIN_ONLY = ("backward", "step", "train")
-#: What several may change without getting into each other's way: draws follow each other, hooks stand side by side.
-_SHARED = {"random state", "hooks", "a file"}
-#: What every batch makes anew, so that nobody holds it longer.
-_OF_A_BATCH = {"xb", "yb", "pred", "loss", "loss_grad", "gradients"}
-_IN_A_BATCH = ("batch", "backward", "step")
-
-
 N_BATCH = 2  # of each phase: some callbacks keep the first one, and act from the second on
-
-
-class Row(NamedTuple):
-    """A callback at an event."""
-
-    event: str
-    callback: str  # its class; with a number where there are several of one class
-    why: str  # what decides its place: `order 5`, or the law that moved it
-    phases: tuple[str, ...]  # train, validate; none outside of both
-    tasks: tuple[str, ...]  # the runs in which it takes part
-    writes: tuple[str, ...]  # what was another afterwards, or was set
-    reads: tuple[str, ...]  # attributes of learner and model that it read
-    cancels: tuple[str, ...]  # cancel exceptions that it raised
-    note: str = ""  # why it was not called; empty where it was
-
-
-class Conflict(NamedTuple):
-    """Two callbacks that may get into each other's way, and no law between them says what is meant."""
-
-    kind: str  # 'both write', 'reads before' or 'puts back'
-    what: str
-    first: str  # who runs earlier
-    second: str
-    where: str  # an event
-
-    def __str__(self) -> str:
-        if self.kind == "both write":
-            return f"{self.first} and {self.second} both write {self.what} in {self.where}; {self.second} comes last"
-        if self.kind == "puts back":
-            return f"{self.second} puts {self.what} back in {self.where}, and so undoes what {self.first} writes"
-        return f"{self.first} reads {self.what} in {self.where} before {self.second} writes it"
 
 
 class Text(str):
@@ -216,7 +179,7 @@ def found(cbs: list[Any], seen: Sequence[Seen], fired: set[str]) -> tuple[tuple[
         for placed in _at(places, event):
             rows.append(_row(placed, event, names, seen, fired))
             owners.append(placed)
-    return tuple(rows), tuple(_conflicts(rows, owners))
+    return tuple(rows), tuple(conflicts_of(rows, owners))
 
 
 def _at(places: list[Placed], event: str) -> list[Placed]:
@@ -264,69 +227,11 @@ def _why_not(placed: Placed, event: str, names: dict[int, str], seen: Sequence[S
 
 
 def _phases(cb: Any, event: str) -> tuple[str, ...]:
-    span = _span_of(event)
+    span = span_of(event)
     wanted = ["train"] if span in _TRAIN_ONLY else ["validate"] if span == "validate" else []
     wanted = ["train", "validate"] if span == "batch" else wanted
     heard = {"train": cb.run_train, "validate": cb.run_valid}
     return tuple(phase for phase in wanted if event not in BATCH_EVENTS or heard[phase])
-
-
-def _span_of(event: str) -> str:
-    """The span to which an event belongs."""
-    name = event.rpartition("_")[2]
-    return "batch" if name in ("pred", "loss") else name
-
-
-# Conflicts
-
-
-def _conflicts(rows: list[Row], owners: list[Placed]) -> Iterator[Conflict]:
-    """Pairs without a law between them, each with each thing once: at one event first, then over a span."""
-    told: set[Any] = set()
-    for find in (_at_one_event, _over_a_span):
-        for j, b in enumerate(rows):
-            for i, a in enumerate(rows[:j]):
-                if a.callback != b.callback and not _is_settled(owners[i], owners[j]):
-                    for conflict in find(a, b, rows):
-                        key = (conflict.what, *sorted((a.callback, b.callback)))
-                        if key not in told:
-                            told.add(key)
-                            yield conflict
-
-
-def _at_one_event(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
-    """What both write, and what the earlier one reads and the later one writes."""
-    if a.event != b.event or (a.phases and not set(a.phases) & set(b.phases)):
-        return
-    for what in b.writes:
-        if what in a.writes and what not in _SHARED:
-            yield Conflict("both write", what, a.callback, b.callback, a.event)
-        elif what in a.reads:
-            yield Conflict("reads before", what, a.callback, b.callback, a.event)
-
-
-def _over_a_span(a: Row, b: Row, rows: list[Row]) -> Iterator[Conflict]:
-    """What the later one puts back at the end of a span, at whose start it has set it, while `a` set it in between."""
-    span = _span_of(b.event)
-    held = next((row for row in rows if row.callback == b.callback and row.event == f"before_{span}"), None)
-    if held is None or not b.event.startswith(("after_", "cleanup_")) or rows.index(held) > rows.index(a):
-        return
-    for what in a.writes:
-        is_held = what in b.writes and what in held.writes and not _is_put_back(what, a, rows)
-        if is_held and what not in _SHARED and (what not in _OF_A_BATCH or span in _IN_A_BATCH):
-            yield Conflict("puts back", what, a.callback, b.callback, b.event)
-
-
-def _is_put_back(what: str, row: Row, rows: list[Row]) -> bool:
-    """Whether a callback that sets something at the start of a span sets it again at the end, or has just done that."""
-    span = _span_of(row.event)
-    own = [r.event for r in rows if r.callback == row.callback and what in r.writes and _span_of(r.event) == span]
-    return len(own) > 1 and f"before_{span}" in own
-
-
-def _is_settled(a: Placed, b: Placed) -> bool:
-    """Whether a law between the two says that their order is meant."""
-    return any(law.first is b.cb or law.second is b.cb for law in a.laws)
 
 
 # Sentences
@@ -354,7 +259,7 @@ def _and(names: Sequence[str]) -> str:
 
 def _around(event: str) -> list[Any]:
     """The spans in which an event fires, outermost first."""
-    name = _span_of(event)
+    name = span_of(event)
     if name == "create":
         return []
     outer: list[Any] = [FIT, EPOCH]
@@ -375,7 +280,7 @@ def _cancels_at(event: str) -> Iterator[str]:
         return
     for span in reversed(spans):
         name = span.cancel.__name__
-        if span.name == _span_of(event) and event.startswith("after_") and event not in ("after_pred", "after_loss"):
+        if span.name == span_of(event) and event.startswith("after_") and event not in ("after_pred", "after_loss"):
             yield f"{name} does nothing here: the span is over anyway."
         else:
             text = (span.cancel.__doc__ or "").strip()

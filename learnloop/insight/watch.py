@@ -1,32 +1,29 @@
 """Who writes what: every handler of a run watched, by comparing before and after, and by what it sets and reads."""
 
-import random
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from learnloop.insight.marks import changed, look
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.dispatch import owner_of
 
 #: Names of the learner's by which others are meant.
 _MEANT = {"x": "xb", "y": "yb", "_raw_loss": "loss_grad", "_loss_grad": "loss_grad", "_loss": "loss"}
-_SAMPLED = 64  # numbers of a tensor by which a change shows that went past torch's own count of changes
-_MANY = 100  # entries of a container that are looked at
 
 
 class Seen:
-    """One call of a handler, or a handler that was left alone."""
+    """One call of a handler."""
 
-    def __init__(self, cb: Any, event: str, phase: str):
-        self.cb, self.event, self.phase = cb, event, phase  # 'train', 'validate' or '' outside of phases
+    def __init__(self, cb: Any, event: str):
+        self.cb, self.event = cb, event
         self.writes: set[str] = set()
         self.reads: set[str] = set()
         self.cancels: str | None = None  # the cancel exception that it raised
@@ -41,9 +38,11 @@ class Watch:
         self.seen: list[Seen] = []
         self.fired: set[str] = set()
         self._now: Seen | None = None
+        self._looked: tuple[str, dict[str, Any]] | None = None  # an event, and how things were after a handler of it
         self._saved: set[str] = set()
 
     def begin(self) -> None:
+        """Gives the learner a class that tells, and its modules a `train` that does."""
         learn = self.learn
         object.__setattr__(learn, "__class__", _watched(type(learn), self))
         for module in learn.model.modules() if isinstance(learn.model, nn.Module) else ():
@@ -58,6 +57,7 @@ class Watch:
 
     @staticmethod
     def leave_opt(opt: Any) -> None:
+        """Takes that off again."""
         for name in ("set_hyper", "set_hypers", "zero_grad"):
             vars(opt).pop(name, None)
 
@@ -74,11 +74,11 @@ class Watch:
             return None
         if learn._depth:  # of a run nested in another one only what its caller finds changed counts
             return handler()
-        seen, outer = Seen(cb, event, _phase(learn)), self._now
+        seen, outer = Seen(cb, event), self._now
         self.seen.append(seen)
         self.fired.add(event)
-        before = _look(learn, cb)
-        self._now = seen
+        before = self._looked[1] if self._looked is not None and self._looked[0] == event else look(learn)
+        self._now, self._looked = seen, None
         try:
             return handler()
         except CancelException as error:
@@ -86,7 +86,15 @@ class Watch:
             raise
         finally:
             self._now = outer
-            seen.writes |= _changed(before, _look(learn, cb)) | _set(seen.assigned)
+            after = look(learn)
+            self._looked = event, after
+            seen.writes |= {n for n in changed(before, after) if not n.startswith(f"{cb.name}.")} | _set(seen.assigned)
+
+    def begins(self, event: Any) -> None:
+        """An event fires; since the last one the loop has moved on."""
+        self._looked = None
+        if not self.learn._depth and isinstance(event, str):
+            self.fired.add(event)
 
     def note(self, what: str) -> None:
         """Something is set in the handler that runs."""
@@ -130,11 +138,6 @@ def _is_own(module: str) -> bool:
     return module.startswith("learnloop.loop.") or module == "learnloop.learner"
 
 
-def _phase(learn: Any) -> str:
-    spans = [span.name for span in learn._open_spans]
-    return "train" if "train" in spans else "validate" if "validate" in spans else ""
-
-
 def _watched(kind: Any, watch: Watch) -> Any:
     """The learner's class for the time of one run: it tells what is read and set, and writes no file."""
 
@@ -150,8 +153,7 @@ def _watched(kind: Any, watch: Watch) -> Any:
             super().__setattr__(name, value)
 
         def __call__(self, event_name: Any) -> None:
-            if not self._depth and isinstance(event_name, str):
-                watch.fired.add(event_name)
+            watch.begins(event_name)
             super().__call__(event_name)
 
         def _rebuild(self) -> None:
@@ -208,140 +210,3 @@ def _set(assigned: dict[str, list[Any]]) -> set[str]:
         for name, (former, *values) in assigned.items()
         if values[-1] is not former or all(value is former for value in values)
     }
-
-
-# What there is to be seen
-
-
-def _changed(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
-    found = {name for name in before.keys() | after.keys() if [before.get(name)] != [after.get(name)]}
-    return {name for name in found if name not in ("loss", "loss_grad") or not _was_only_read(before, after, name)}
-
-
-def _was_only_read(before: dict[str, Any], after: dict[str, Any], name: str) -> bool:
-    """A loss comes into being when it is read; only one that was changed after that was written."""
-    mark = after.get(name)
-    return before.get(name) is None and isinstance(mark, _Mark) and mark.version == 0
-
-
-def _look(learn: Any, cb: Any) -> dict[str, Any]:
-    """A mark for everything that a handler of `cb` can write, by name; two marks differ where that was written."""
-    own, model, opt = vars(learn), learn.model, learn.opt
-    found = {n: _mark(v) for n, v in own.items() if _is_shown(n) and not isinstance(v, Callback)}
-    found |= {"loss": _mark(own.get("_loss")), "loss_grad": _mark(own.get("_loss_grad"))}
-    found["cbs"] = _mark(list(learn.cbs))
-    found["metrics"] = _mark(list(learn.metrics)) if hasattr(learn, "metrics") else None
-    if isinstance(model, nn.Module):
-        found |= _of_model(model)
-    if opt is not None:
-        found |= _of_opt(opt)
-    for other in learn.cbs:
-        if other is not cb:
-            found |= {f"{other.name}.{n}": _mark(v) for n, v in _public(other)}
-    found["random state"] = hash((random.getstate(), _numpy_state(), bytes(torch.get_rng_state().numpy())))
-    devices = ("cpu", *(["cuda"] if torch.cuda.is_available() else []))
-    found["autocast"] = [torch.is_autocast_enabled(device) for device in devices]
-    return found
-
-
-def _is_shown(name: str) -> bool:
-    return not name.startswith("_") and name not in ("learn", "batch")  # what is in a batch is in xb and yb
-
-
-def _public(cb: Any) -> Iterator[tuple[str, Any]]:
-    """Attributes, and what lies behind a property that can be set."""
-    for name, value in vars(cb).items():
-        if _is_shown(name):
-            yield name, value
-        elif getattr(getattr(type(cb), name[1:], None), "fset", None) is not None:
-            yield name[1:], value
-
-
-def _numpy_state() -> Any:
-    state: Any = np.random.get_state(legacy=True)
-    return state[1].tobytes(), *state[2:]
-
-
-def _of_model(model: nn.Module) -> dict[str, Any]:
-    params, modules = list(model.parameters()), list(model.modules())
-    return {
-        "parameters": [_Mark(p) for p in params],
-        "buffers": [_Mark(b) for b in model.buffers()],
-        "gradients": [_mark(p.grad) for p in params],
-        "requires_grad": [p.requires_grad for p in params],
-        "model.training": [m.training for m in modules],
-        "hooks": [_hooks(m) for m in modules],
-        **{f"model.{name}": value for name, value in _own_attributes(modules)},
-    }
-
-
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-_FORWARD = {"forward": "forward", "_compiled_call_impl": "forward"}
-
-
-def _hooks(module: nn.Module) -> list[list[int]]:
-    return [list(getattr(module, name)) for name in _HOOKS]
-
-
-def _own_attributes(modules: list[nn.Module]) -> Iterator[tuple[str, Any]]:
-    """Attributes that modules have beside parameters, buffers and children: what they carry, and how they run."""
-    found: dict[str, list[Any]] = {}
-    for module in modules:
-        for name, value in vars(module).items():
-            shown = _FORWARD.get(name, name)
-            if not shown.startswith("_") and name not in ("training", "train"):
-                found.setdefault(shown, []).append(_mark(value))
-    yield from found.items()
-
-
-def _of_opt(opt: Any) -> dict[str, Any]:
-    hypers = list(getattr(opt, "hypers", ()))
-    names = dict.fromkeys(name for group in hypers for name in group)
-    state = [(id(p), _mark(dict(s) if isinstance(s, dict) else s)) for p, s in getattr(opt, "state", {}).items()]
-    return {**{f"opt.{n}": [group.get(n) for group in hypers] for n in names}, "opt.state": [s for s in state if s[1]]}
-
-
-class _Same:
-    """Equal to a mark of the very same object."""
-
-    def __init__(self, value: Any):
-        self.value = value
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Same) and self.value is other.value
-
-    __hash__ = None  # type: ignore[assignment]
-
-
-class _Mark(_Same):
-    """Equal to a mark of the same tensor with the same numbers in the same place."""
-
-    def __init__(self, value: Tensor):
-        super().__init__(value)
-        self.version = None if value.is_inference() else value._version
-        self.numbers = _sample(value)
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, _Mark) or self.value is not other.value:
-            return False
-        return self.version == other.version and self.numbers == other.numbers
-
-    __hash__ = None
-
-
-def _mark(value: Any, depth: int = 2) -> Any:
-    if isinstance(value, Tensor):
-        return _Mark(value)
-    if depth and isinstance(value, (list, tuple)) and len(value) <= _MANY:
-        return [type(value), *(_mark(v, depth - 1) for v in value)]
-    if depth and isinstance(value, dict) and len(value) <= _MANY:
-        return {key: _mark(v, depth - 1) for key, v in value.items()}
-    return value if value is None or isinstance(value, (bool, int, float, str)) else _Same(value)
-
-
-def _sample(t: Tensor) -> tuple[Any, ...]:
-    """The place of a tensor in memory and some of its numbers: `p.data` is written past the count of changes."""
-    if t.layout is not torch.strided or t.is_meta or not t.numel():
-        return ()
-    some = t.detach().reshape(-1)[:: max(1, t.numel() // _SAMPLED)].contiguous()
-    return t.data_ptr(), t.stride(), bytes(some.view(torch.uint8).cpu().numpy())
