@@ -325,7 +325,8 @@ def one_batch(subject: Subject) -> Finding:
     start = subject.start
     if start.loss is None:
         raise NotApplicable("the first training batch has no loss.")
-    floor = knowing_all(learn.loss_func, start.kind, start.pred, start.yb[0]) if start.is_plain else 0.0
+    is_known = start.is_plain and learn.loss_func is not None
+    floor = knowing_all(learn.loss_func, start.kind, start.pred, start.yb[0]) if is_known else 0.0
     try:
         from_here = max(start.loss, start.expected())
     except NotApplicable:
