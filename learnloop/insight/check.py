@@ -9,7 +9,7 @@ from typing import Any
 from learnloop.data.keyed import preserved_randomness
 from learnloop.insight import data_checks, model_checks
 from learnloop.insight.findings import FAILED, NOT_APPLICABLE, CheckReport, Finding, NotApplicable
-from learnloop.insight.model_checks import Subject
+from learnloop.insight.subject import Subject
 from learnloop.loop.dispatch import listed
 from learnloop.loop.state import capture, restore
 

@@ -4,6 +4,7 @@ import hashlib
 import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
+from statistics import mean, median
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from learnloop.data.keyed import Key, batches, indices_of, is_list, is_plain, le
 from learnloop.data.loaders import TensorLoader, known_n_inp
 from learnloop.data.once import nth, once, samples_at
 from learnloop.insight.findings import FAULT, OK, WARNING, Finding, NotApplicable
-from learnloop.insight.model_checks import Subject
+from learnloop.insight.subject import Subject
 from learnloop.insight.trials import Probe, Ready, check_readable, evaluate, read, train
+from learnloop.loop.passes import close
 
 HELD_OUT = 512  # validation samples on which a short fit is scored
 UPDATES = 120  # of a short fit
 LOOKED_AT = 20_000  # samples of each set that are compared
 READ = 20  # batches whose reading is timed
-SLOW = 1e-3  # seconds for a batch below which no loader is slow
+SLOW = 2e-3  # seconds for a batch below which no loader is slow
 
 
 def _valid(subject: Subject) -> Any:
@@ -59,6 +61,8 @@ def learning(subject: Subject) -> Finding:
         raise NotApplicable("the model makes its own loss, which cannot be asked about other targets.")
     check_readable(learn._loader(0))
     held_out = _spread(learn, _valid(subject))
+    if not all(isinstance(y, Tensor) for y in _targets(learn, held_out[0])):
+        raise NotApplicable("the targets are no tensors, which could be shuffled.")
     scores: list[float] = []
 
     def score(learn: Any) -> None:
@@ -128,12 +132,16 @@ def _purity(learn: Any, ready: Ready) -> float | None:
     """The part of a batch that its most frequent class makes, on average; None where targets are no classes."""
     parts = []
     for batch in ready:
-        _, yb = split(batch, known_n_inp(learn.dls, learn._loader(0)), getattr(learn.dls, "targets", None))
+        yb = _targets(learn, batch)
         y = yb[0] if len(yb) == 1 else None
         if not isinstance(y, Tensor) or y.is_floating_point() or y.ndim != 1 or len(y) < 8:
             return None
         parts.append(float(y.unique(return_counts=True)[1].max()) / len(y))
     return sum(parts) / len(parts) if parts else None
+
+
+def _targets(learn: Any, batch: Any) -> tuple[Any, ...]:
+    return split(batch, known_n_inp(learn.dls, learn._loader(0)), getattr(learn.dls, "targets", None))[1]
 
 
 def no_leak(subject: Subject) -> Finding:
@@ -203,9 +211,10 @@ def loader_speed(subject: Subject) -> Finding:
     """Reading a batch takes less time than training on it."""
     learn, dl = subject.learn, subject.learn._loader(0)
     check_readable(dl)
-    loading = _seconds_to_read(learn, dl, min(subject.seconds, 2.0))
-    step = _seconds_to_train(subject)
     n_workers = getattr(dl, "num_workers", 0) if isinstance(dl, DataLoader) else 0
+    times, step = _seconds_to_read(learn, dl, min(subject.seconds, 2.0)), _seconds_to_train(subject)
+    # Workers deliver in bursts; without them the median is free of what else the machine does.
+    loading = mean(times) if n_workers else median(times)
     waiting = loading if not n_workers else max(0.0, loading - step)
     part = waiting / max(waiting + step, 1e-12)
     text = f"{loading * 1e3:.3g} ms to read a batch, {step * 1e3:.3g} ms to train on it."
@@ -215,26 +224,19 @@ def loader_speed(subject: Subject) -> Finding:
     return Finding(WARNING, f"{text} The model would wait {part:.0%} of the time.", part, advice)
 
 
-def _seconds_to_read(learn: Any, dl: Any, longest: float) -> float:
-    """For a batch, on average; the first one, which may start workers, left out."""
-    times = [0.0]
-
-    def noting(stream: Any) -> Iterator[Any]:
-        for batch in stream:
-            times.append(time.perf_counter())
-            yield batch
-            if times[-1] - times[1] > longest:
-                return
-
+def _seconds_to_read(learn: Any, dl: Any, longest: float) -> list[float]:
+    """For each batch but the first, which may start workers."""
+    ends: list[float] = []
     with preserved_randomness():
         stream = batches(dl, Key(0, 0)) if getattr(learn.dls, "keyed", True) else iter(dl)
-        for _ in islice(noting(stream), READ + 1):
-            pass
-        if hasattr(stream, "close"):
-            stream.close()
-    if len(times) < 3:
+        for _ in islice(stream, READ + 1):
+            ends.append(time.perf_counter())
+            if ends[-1] - ends[0] > longest:
+                break
+        close(stream)
+    if len(ends) < 2:
         raise NotApplicable("the training loader has one batch only.")
-    return (times[-1] - times[1]) / (len(times) - 2)
+    return [b - a for a, b in pairwise(ends)]
 
 
 def _seconds_to_train(subject: Subject) -> float:
@@ -250,4 +252,4 @@ def _seconds_to_train(subject: Subject) -> float:
     times = [b - a for a, b in pairwise(ends[1:])]
     if not times:
         raise NotApplicable(f"training on a few batches took longer than {subject.seconds:g} s.")
-    return sorted(times)[len(times) // 2]
+    return median(times)

@@ -22,6 +22,7 @@ from learnloop.insight.findings import NotApplicable
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelTrainException
 from learnloop.loop.fits import FitCall, run_trial
+from learnloop.loop.passes import close
 from learnloop.optim.algorithms import Adam
 
 
@@ -45,8 +46,7 @@ def read(learn: Any, dl: Any, n: int, seed: int = 0) -> Ready:
         try:
             return Ready(islice(stream, n), learn)
         finally:
-            if hasattr(stream, "close"):
-                stream.close()
+            close(stream)
 
 
 def check_readable(dl: Any) -> None:
