@@ -160,8 +160,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for study.jsonl, study.md and study.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    path = options.out / "study.jsonl"
     with workers(options.workers) as executor:
-        found = study(options.out / "study.jsonl", options.seeds, executor)
+        study(path, options.seeds, executor)
+    found = ll.Study.read(path)  # with the day of its last training
     print(found)
     (options.out / "study.md").write_text(report(found))
     found.plot().savefig(options.out / "study.png", dpi=100)
