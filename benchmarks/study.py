@@ -84,7 +84,7 @@ def report(found: ll.Study) -> str:
     seconds = sum(t.seconds for t in found.trials)
     lines = [
         *("# What label smoothing, mixup, EMA and one cycle are worth", ""),
-        f"{about}{machine['torch']}; {n} seeds, {seconds / 60:.0f} minutes of training.",
+        f"{about}{machine['torch']}; {n} seeds; the trainings took {seconds / 60:.0f} minutes in all.",
         "",
         f"Accuracy in % on the 10,000 images for validation, after {EPOCHS} epochs on 60,000; a network of 24,058",
         f"parameters, Adam at a rate of {LR}. Made by `make study`, from [study.jsonl](study.jsonl).",
@@ -129,10 +129,15 @@ def said(found: ll.Study) -> str:
         "Perhaps only noise": [arm for arm, d in compared if d.is_noise],
     }
     n = len(compared) + len(found.interactions)
+    none, steadiest = found.rows[0], min(found.rows, key=lambda row: row.spread)
     found_out = [f"{title}: {', '.join(arms)}." for title, arms in groups.items() if arms]
     return "\n".join(
         [
             *found_out,
+            "",
+            f"Seeds spread by {100 * none.spread:.2f} without any of them, and by {100 * steadiest.spread:.2f} with "
+            f"{steadiest.arm}. Every line is",
+            "compared with the same trainings of none: one of those that is unusually good or bad is in all of them.",
             "",
             f"Each interval is that of its line by itself: of {n} that are nothing, one in twenty would miss 0, so a",
             "line whose interval only just misses it proves little. They tell of other seeds, not of other data: the",
@@ -160,8 +165,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS, help="the folder for study.jsonl, study.md and study.png")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    path = options.out / "study.jsonl"
     with workers(options.workers) as executor:
-        found = study(options.out / "study.jsonl", options.seeds, executor)
+        study(path, options.seeds, executor)
+    found = ll.Study.read(path)  # with the day of its last training
     print(found)
     (options.out / "study.md").write_text(report(found))
     found.plot().savefig(options.out / "study.png", dpi=100)

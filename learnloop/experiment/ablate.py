@@ -44,7 +44,7 @@ def ablate(
     plan = design_of(design, list(cbs))
     check_picklable(executor, make_learner=make_learner, fit=fit, metric=metric, **_by_place(cbs))
     recipes = {arm: Recipe(make_learner, {n: cbs[n] for n in names}, fit, metric) for arm, names in plan.arms.items()}
-    numbers = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    numbers = _numbers_of(seeds)
     about = {"design": design, "cbs": list(cbs), "metric": _name_of_metric(metric), **_moment()}
     store = _Store(path, recipes)
     trials = {key: trial for key, trial in store.trials().items() if key[1] in numbers and key[0] in recipes}
@@ -74,17 +74,18 @@ class _Store:
         if self.path is None or not self.path.exists():
             return {}
         lines = list(read_lines(self.path))
-        if self.path.stat().st_size and not any(line.get("kind") == "study" for line in lines):
+        is_whole = b"\n" in self.path.read_bytes()  # else a study was killed in its first line
+        if is_whole and not any(line.get("kind") == "study" for line in lines):
             raise ValueError(f"`path={str(self.path)!r}` is a file that no study has written. Take another name.")
         for line in lines:
             self._check_same(line, lines)
         return stored_trials(lines)
 
     def _check_same(self, line: Mapping[str, Any], lines: Iterable[Mapping[str, Any]]) -> None:
-        arm = line.get("arm", "")
-        if line.get("kind") != "trial" or line.get("fingerprint") == self.fingerprints.get(arm, line["fingerprint"]):
+        arm, mark = line.get("arm", ""), line.get("fingerprint")
+        if line.get("kind") != "trial" or self.fingerprints.get(arm, mark) == mark:
             return
-        then = _configuration_of(line["fingerprint"], lines)
+        then = _configuration_of(mark, lines)
         what = ", ".join(differences(then, self.configurations[arm])) if then else "it"
         raise ValueError(
             f"`{self.path}` holds trainings of {arm!r} with another configuration: {what} changed since. "
@@ -105,9 +106,16 @@ class _Store:
             append_line(self.path, fields)
 
 
-def _configuration_of(mark: str, lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
-    found = (line["configurations"].get(mark) for line in lines if line.get("kind") == "study")
+def _configuration_of(mark: Any, lines: Iterable[Mapping[str, Any]]) -> dict[str, Any] | None:
+    found = (line.get("configurations", {}).get(mark) for line in lines if line.get("kind") == "study")
     return next((configuration for configuration in found if configuration), None)
+
+
+def _numbers_of(seeds: int | Iterable[int]) -> list[int]:
+    numbers = list(range(seeds)) if isinstance(seeds, int) else list(dict.fromkeys(seeds))
+    if not numbers:
+        raise ValueError(f"`seeds={seeds!r}`: pass how many, or several numbers. From 2 seeds on there are intervals.")
+    return numbers
 
 
 def _check(cbs: Any, fit: Any) -> None:

@@ -144,6 +144,11 @@ def test_a_file_of_something_else_is_left_alone(tmp_path):
     assert (tmp_path / "data.csv").read_text() == "a,b\n"
 
 
+def test_a_study_that_was_killed_in_its_first_line_begins_anew(tmp_path):
+    (tmp_path / "study.jsonl").write_text('{"kind": "stu')
+    assert len(ll.ablate(make_learner, CBS, FIT, 1, path=tmp_path / "study.jsonl").trials) == 3
+
+
 def test_processes_write_the_same_file(tmp_path):
     with ProcessPoolExecutor(2) as executor:
         found = ll.ablate(make_learner, CBS, FIT, 2, executor=executor, path=tmp_path / "study.jsonl")
@@ -161,6 +166,7 @@ def test_processes_write_the_same_file(tmp_path):
         ({"cbs": {"ema": ll.EMA()}}, TypeError, r"`cbs\['ema'\]=EMA` makes no callback: each training needs a new one"),
         ({"fit": 3}, TypeError, "`fit=3`: pass a function of"),
         ({"fit": ("fit_onecycle", 3)}, ValueError, "a Learner has no `fit_onecycle`. Did you mean `fit_one_cycle`?"),
+        ({"seeds": 0}, ValueError, "`seeds=0`: pass how many, or several numbers"),
         ({"design": "all"}, ValueError, "`design='all'`: pass 'add-one-in'"),
     ],
 )
@@ -209,8 +215,9 @@ def coverage(n_studies, n_seeds=5):
     with_effect = covers_zero = 0
     for i in range(n_studies):
         seeds = range(n_seeds * i, n_seeds * (i + 1))
+        no_epoch = ("fit", 0)  # the score is in the model from the beginning
         study = ll.ablate(
-            scored_learner, {"planted": Planted}, FIT, seeds, lambda learn: learn.model.score, "add-one-in"
+            scored_learner, {"planted": Planted}, no_epoch, seeds, lambda learn: learn.model.score, "add-one-in"
         )
         d = study.rows[1].difference
         with_effect += d.low <= EFFECT <= d.high
