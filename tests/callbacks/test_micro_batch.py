@@ -7,11 +7,11 @@ import torch
 from torch import nn
 
 import learnloop as ll
-from learnloop.callbacks.micro_batch import is_out_of_memory, joined, rows
+from learnloop.callbacks.micro_batch import is_out_of_memory, joined, parts, rows
 from learnloop.testing import EventLog, check_callback
 from tests.resuming import assert_resumes_exactly
 
-N = 12  # samples per batch
+N = 13  # samples per batch
 
 
 class Short(nn.Module):
@@ -76,7 +76,7 @@ def assert_same(found, expected, atol=1e-6):
         torch.testing.assert_close(a, b, atol=atol, rtol=1e-5)
 
 
-MOST = [6, 5, 1]  # two parts of 6; 6 does not fit either, so four of 3; twelve of 1
+MOST = [7, 5, 1]  # parts of 7 and 6; these do not fit either, so four; thirteen
 
 
 # Numbers
@@ -88,7 +88,7 @@ MOST = [6, 5, 1]  # two parts of 6; 6 does not fit either, so four of 3; twelve 
 def test_parts_train_as_the_whole_batch(opt_func, most, back):
     cb = ll.MicroBatch()
     found = outcome(learner(cb, model=network(most, back), opt_func=opt_func))
-    assert cb.size == {6: 6, 5: 3, 1: 1}[most]
+    assert cb.size == {7: 7, 5: 4, 1: 1}[most]
     assert_same(found, outcome(learner(opt_func=opt_func)))
 
 
@@ -123,9 +123,9 @@ def test_memory_that_runs_out_in_a_later_part_begins_the_batch_again():
             if self.n == 3:
                 raise torch.OutOfMemoryError("now")
 
-    micro = ll.MicroBatch(4)
+    micro = ll.MicroBatch(5)
     found = outcome(learner(micro, ThirdTime(), ll.GradientAccumulation(30)))
-    assert micro.size == 2
+    assert micro.size == 3
     assert_same(found, outcome(learner(ll.GradientAccumulation(30))))
 
 
@@ -204,7 +204,7 @@ def test_metrics_and_callbacks_see_the_whole_batch_afterwards():
 
 def test_each_part_has_its_events():
     log = EventLog(cleanups=False)
-    learner(log, ll.MicroBatch(6), n_batch=1).fit(1)
+    learner(log, ll.MicroBatch(7), n_batch=1).fit(1)
     start, end = log.events.index("before_batch"), log.events.index("after_batch")
     part = "after_pred after_loss before_backward after_backward"
     assert " ".join(log.events[start:end]) == f"before_batch {part} {part} before_step after_step"
@@ -213,7 +213,7 @@ def test_each_part_has_its_events():
 def test_the_size_is_kept_for_the_batches_after():
     model = network(5)
     learner(ll.MicroBatch(), model=model, n_batch=3).fit(1)
-    assert model[2].sizes == [12, 6, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3, 3]
+    assert model[2].sizes == [13, 6, *([3, 3, 3, 4] * 3)]
 
 
 def test_random_state_and_buffers_are_put_back_first():
@@ -277,7 +277,7 @@ def test_a_cancelled_batch_leaves_the_gradients_of_those_before():
     def look(cb):
         grads.append([None if p.grad is None else p.grad.clone() for p in cb.learn.model.parameters()])
 
-    learn = learner(ll.MicroBatch(6), ll.GradientAccumulation(100), n_batch=3)
+    learn = learner(ll.MicroBatch(7), ll.GradientAccumulation(100), n_batch=3)
     learn.add_cb(ll.Callback(after_loss=cancel, after_batch=look))
     learn.fit(1)
     assert_same(grads[1], grads[0], atol=0)
@@ -300,6 +300,12 @@ def test_a_cancelled_batch_leaves_the_gradients_of_those_before():
 )
 def test_errors_of_memory_are_known(error, is_it):
     assert is_out_of_memory(error) is is_it
+
+
+def test_parts_are_of_nearly_one_size():
+    assert parts(13, 5) == [(0, 4), (4, 8), (8, 13)]
+    assert parts(4, 3) == [(0, 2), (2, 4)]
+    assert parts(4, 9) == [(0, 4)]
 
 
 def test_rows_are_taken_from_what_has_one_per_sample():
