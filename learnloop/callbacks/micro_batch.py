@@ -47,9 +47,7 @@ class MicroBatch(Callback):
     order, run_valid, tasks = -8.5, False, ("fit", "lr_find")  # before SAM, whose second pass it has to split as well
     _stateattrs = ("size",)
 
-    def __init__(
-        self, size: int | None = None
-    ):  # samples per part, at most; None: whole batches, until one does not fit
+    def __init__(self, size: int | None = None):  # samples per part at most; None: whole batches until one does not fit
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"`size={size!r}`: pass a number of samples, 1 or more, or None to find it out.")
         self.size = size
