@@ -112,7 +112,7 @@ def everything():
         *(ll.CSVLogger(), ll.JSONLLogger(), ll.SaveModelCallback(), ll.EarlyStoppingCallback(patience=9)),
         *(
             ll.TerminateOnNaNCallback(),
-            ll.Checkpoint("2step", keep=2),
+            ll.Checkpoint("5step", keep=2),
             ll.ParamScheduler({"lr": ll.SchedLin(0.1, 0.01)}),
         ),
     ]
