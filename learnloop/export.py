@@ -33,7 +33,7 @@ from learnloop.checkpoint import (
 from learnloop.data.batches import default_device, find_bs, get_model, model_caller, split, to_device
 from learnloop.data.keyed import preserved_randomness
 from learnloop.data.loaders import DataLoaders, TensorLoader, known_n_inp
-from learnloop.loop.training_loop import TrainingLoop
+from learnloop.loop.training_loop import OF_A_RUN, TrainingLoop
 from learnloop.machine import default_pickle, rank_distrib
 
 Writer = Callable[[BinaryIO], Any]
@@ -41,14 +41,8 @@ Writer = Callable[[BinaryIO], Any]
 #: The formats of `export`, and how their files end.
 FORMATS = {"pickle": ".pkl", "safetensors": SAFETENSORS, "pt2": ".pt2"}
 
-#: What a learner keeps of a run and of its callbacks' places; the copy in a file begins without.
-_OF_A_RUN = (
-    *("dl", "dl_name", "batch", "xb", "yb", "pred", "_raw_loss", "_loss", "_loss_grad", "_last_loss", "_output_loss"),
-    *("_device", "_moves", "_caller", "_n_inp", "_rated", "_passes", "_point", "_no_point", "_call", "_resuming"),
-    *("_identity", "_is_done", "_phase", "_rest"),
-    *("_validation_start", "_pass_random", "_stage", "interrupted", "_stop_requested", "_stop_late"),
-    *("_train_handlers", "_valid_handlers", "_cleanup_handlers", "_silent"),
-)
+#: What a learner keeps of a run, going on or over; the copy in a file begins without.
+_OF_A_RUN = (*OF_A_RUN, *("_point", "_no_point", "_call", "_identity", "_is_done", "_phase", "_rest"))
 
 
 def export(

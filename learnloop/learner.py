@@ -65,7 +65,11 @@ defaults = SimpleNamespace(
 class Learner(TrainingLoop):
     """Trains a model on data: `Learner(dls, model, loss_func).fit(3)`.
 
-    Attributes that it does not have itself are read from the model.
+    Attributes that it does not have itself are read from the model. Several learners train side by side, in threads
+    too, as if each were alone, as long as each has a model, a loss and callbacks of its own: with `dls.seed` set and a
+    keyed loader the data of one does not depend on the other. What they do share is torch's global generator: dropout
+    and other draws of a model get other numbers, as random as alone, and so do loaders that are not keyed. Ctrl-C stops
+    the one in the main thread.
     """
 
     lr: Any  # default learning rate: a number, a slice or one per group

@@ -112,7 +112,7 @@ def everything():
         *(ll.CSVLogger(), ll.JSONLLogger(), ll.SaveModelCallback(), ll.EarlyStoppingCallback(patience=9)),
         *(
             ll.TerminateOnNaNCallback(),
-            ll.Checkpoint("2step", keep=2),
+            ll.Checkpoint("5step", keep=2),
             ll.ParamScheduler({"lr": ll.SchedLin(0.1, 0.01)}),
         ),
     ]
@@ -323,7 +323,7 @@ def hang():
 
 @pytest.mark.parametrize(
     ("act", "said"),
-    [(kill, r"DataLoader worker \(pid \d+\) is killed by signal: Killed"), (hang, "timed out after 0.5 s")],
+    [(kill, r"DataLoader worker \(pid.* (is killed by|exited)"), (hang, "timed out after 0.5 s")],
 )
 @pytest.mark.parametrize("persistent", [False, True], ids=["plain", "persistent"])
 def test_a_worker_that_dies_or_hangs_ends_the_fit_and_is_gone(

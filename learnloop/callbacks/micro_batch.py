@@ -3,6 +3,7 @@
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -46,7 +47,7 @@ class MicroBatch(Callback):
     order, run_valid, tasks = -8.5, False, ("fit", "lr_find")  # before SAM, whose second pass it has to split as well
     _stateattrs = ("size",)
 
-    def __init__(self, size: int | None = None):  # samples per part; None: whole batches, until one does not fit
+    def __init__(self, size: int | None = None):  # samples per part at most; None: whole batches until one does not fit
         if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1):
             raise ValueError(f"`size={size!r}`: pass a number of samples, 1 or more, or None to find it out.")
         self.size = size
@@ -135,12 +136,12 @@ class MicroBatch(Callback):
         self._warn(batch.learn.model)
 
     def _do_parts(self, batch: "_Batch", but_last: bool) -> None:
-        learn, size = batch.learn, self.size or 1
+        learn = batch.learn
         batch.begin_again()
-        for start in range(0, batch.n, size):
-            batch.take(start, start + size)
+        for start, end in parts(batch.n, self.size or 1):
+            batch.take(start, end)
             batch.forward()
-            if start + size >= batch.n and but_last:
+            if end == batch.n and but_last:
                 return
             if goes_back(learn):
                 run_span(learn, BACKWARD, learn._backward)
@@ -232,7 +233,7 @@ class _Batch:
         learn.pred = learn._raw_loss = learn._loss = learn._loss_grad = learn._output_loss = None
         for cb, name, value in self.attributes:
             object.__setattr__(cb, name, rows(value, self.n, start, end))
-        self.sizes.append(min(end, self.n) - start)
+        self.sizes.append(end - start)
         reopen_autocast(learn)
 
     def keep_part(self) -> None:
@@ -260,6 +261,13 @@ class _Batch:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether an error says that memory was short, on a GPU or on the host."""
     return isinstance(error, torch.OutOfMemoryError) or any(said in str(error) for said in _SAID)
+
+
+def parts(n: int, most: int) -> list[tuple[int, int]]:
+    """Where the parts of `n` samples begin and end: as few as go with `most` in each, and of nearly one size."""
+    n_parts = -(-n // most)
+    ends = [n * i // n_parts for i in range(n_parts + 1)]
+    return list(pairwise(ends))
 
 
 def rows(value: Any, n: int, start: int, end: int) -> Any:

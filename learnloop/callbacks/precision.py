@@ -60,6 +60,10 @@ class MixedPrecision(Callback):
             for event in ("before_backward", "before_step", "after_step", "cleanup_step"):
                 setattr(self, event, None)  # nothing to scale: the loop need not call these in every batch
 
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy has opened nothing."""
+        return {**vars(self), "_open": [], "_attempt": None}
+
     def before_fit(self) -> None:
         learn = self.learn
         check_alone(MixedPrecision, learn, "scale the loss, and close the other's autocast")

@@ -1,5 +1,6 @@
 """A thread that sends requests, so that nobody waits for a server."""
 
+import os
 import queue
 import threading
 import time
@@ -29,10 +30,13 @@ class Sender:
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
         self._is_working = False  # the thread has not left the queue yet
+        self._process = os.getpid()
         self._is_sending = False  # it has a message in hand
 
     def open(self) -> None:
         """Begins to count and to try anew. A request of before, whose server still hangs, keeps the thread."""
+        if self._process != os.getpid():  # the thread, and whoever had the lock, stayed in the other one
+            self.__init__(self.timeout, self.retries, self.pause)  # type: ignore[misc]
         self.n_failed, self.reason, self._deadline = 0, "", float("inf")
         self._wake.clear()
 

@@ -5,8 +5,10 @@ set from its key and put back after. So the stream is the same for any number of
 reading, and does not move the generators that dropout and initialisation draw from.
 """
 
+import os
 import random
 import signal
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import accumulate, islice, pairwise
@@ -54,9 +56,19 @@ def mix(*numbers: int) -> int:
     return z >> 1
 
 
+#: By process: one that was forked while a thread of the other had the lock must not wait for that thread.
+_locks: dict[int, Any] = {}
+
+
+def _seeding() -> Any:
+    """The lock for the generators: what a thread draws must not come from what another has set for its data."""
+    return _locks.get(os.getpid()) or _locks.setdefault(os.getpid(), threading.RLock())
+
+
 def draw_seed() -> int:
     """A seed from the global generator of torch, which it moves by one draw."""
-    return int(torch.empty((), dtype=torch.int64).random_())
+    with _seeding():
+        return int(torch.empty((), dtype=torch.int64).random_())
 
 
 # The global generators
@@ -64,21 +76,23 @@ def draw_seed() -> int:
 
 def random_states() -> dict[str, Any]:
     """The states of the global generators of python, numpy, torch and CUDA."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state(legacy=False),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [],
-    }
+    with _seeding():
+        return {
+            "python": random.getstate(),
+            "numpy": np.random.get_state(legacy=False),
+            "torch": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() and torch.cuda.is_initialized() else [],
+        }
 
 
 def set_random_states(states: dict[str, Any]) -> None:
     """Puts back what `random_states` returned."""
-    random.setstate(states["python"])
-    np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(state, device)
+    with _seeding():
+        random.setstate(states["python"])
+        np.random.set_state(states["numpy"])
+        torch.set_rng_state(states["torch"])
+        for device, state in enumerate(states["cuda"][: torch.cuda.device_count()]):
+            torch.cuda.set_rng_state(state, device)
 
 
 @contextmanager
@@ -92,7 +106,10 @@ def preserved_randomness() -> Iterator[None]:
 
 
 class _Seeded:
-    """The three host generators set from a number, then put back: cheaper than `preserved_randomness`, without CUDA."""
+    """The three host generators set from a number, then put back: cheaper than `preserved_randomness`, without CUDA.
+
+    One thread at a time: the generators belong to the whole process.
+    """
 
     def __init__(self) -> None:
         self.bits = np.random.MT19937()
@@ -103,6 +120,8 @@ class _Seeded:
         return self
 
     def __enter__(self) -> None:
+        self.lock = _seeding()
+        self.lock.acquire()
         self.torch_state = torch.default_generator.get_state()
         self.python_state = random.getstate()
         self.numpy_bits = np.random.get_bit_generator()  # type: ignore[attr-defined]
@@ -118,6 +137,11 @@ class _Seeded:
             np.random.set_state(self.numpy_state)
         torch.default_generator.set_state(self.torch_state)
         random.setstate(self.python_state)
+        self.lock.release()
+
+    def __reduce__(self) -> Any:
+        """A copy makes generators of its own."""
+        return _Seeded, ()
 
 
 # Passes over loaders
@@ -233,15 +257,15 @@ def _order(dl: DataLoader, key: Key) -> list[Any]:
         if hasattr(s, "set_epoch"):
             s.set_epoch(key.epoch)
     generators = [g for s in drawing if isinstance(g := getattr(s, "generator", None), torch.Generator)]
-    states = [g.get_state() for g in generators]
-    try:
-        for g in generators:
-            g.manual_seed(mix(g.initial_seed(), key.epoch))
-        with _Seeded()(key.number()):
+    with _Seeded()(key.number()):  # its lock keeps a sampler's own generators for one thread, too
+        states = [g.get_state() for g in generators]
+        try:
+            for g in generators:
+                g.manual_seed(mix(g.initial_seed(), key.epoch))
             return list(sampler)
-    finally:
-        for g, state in zip(generators, states, strict=True):
-            g.set_state(state)
+        finally:
+            for g, state in zip(generators, states, strict=True):
+                g.set_state(state)
 
 
 def _rebuilt(dl: DataLoader, order: "_KeyedOrder", key: Key) -> DataLoader:

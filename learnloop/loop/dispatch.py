@@ -19,6 +19,9 @@ _CLEANUPS = tuple(n for n in EVENTS if n.startswith("cleanup_"))
 _CALLED = tuple(n for n in EVENTS if not n.startswith("cleanup_"))
 _SPANS = tuple(n.removeprefix("cleanup_") for n in _CLEANUPS)
 
+#: The attributes that `_rebuild` writes.
+TABLES = ("_train_handlers", "_valid_handlers", "_cleanup_handlers", "_silent")
+
 Handler = Callable[[], Any]
 Table = dict[str, list[Handler]]
 Skipped = tuple[list[Handler], int, Handler]  # the list of a running event, a place in it, and what stood there

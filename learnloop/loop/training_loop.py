@@ -9,6 +9,7 @@ import torch
 from learnloop.data.batches import pick_pred
 from learnloop.data.loaders import due_after, name_of, number_of
 from learnloop.loop.current import CurrentBatch
+from learnloop.loop.dispatch import TABLES
 from learnloop.loop.fits import (
     FitCall,
     arrive,
@@ -22,6 +23,13 @@ from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, sample_numbers, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_innermost, run_span
 from learnloop.loop.state import check_callback_states
+
+#: What a learner keeps of the run that goes on, and what another one begins without.
+OF_A_RUN = (
+    *("dl", "dl_name", "batch", "xb", "yb", "pred", "_raw_loss", "_loss", "_loss_grad", "_last_loss", "_output_loss"),
+    *("_device", "_moves", "_caller", "_n_inp", "_rated", "_passes", "_resuming", "_validation_start", "_pass_random"),
+    *("_stage", "interrupted", "_stop_requested", "_stop_late", "_forward", "_backward"),
+)
 
 
 class TrainingLoop(CurrentBatch):
@@ -183,6 +191,18 @@ class TrainingLoop(CurrentBatch):
     def at_boundary(self, action: Callable[[], Any]) -> None:
         """Calls `action()` where the fit could go on from next: after this training batch, or after this epoch."""
         self._due.append(action)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """A copy is outside of every run: taken inside of one, it is without its batch, graph, loader and handlers."""
+        state = {name: value for name, value in vars(self).items() if name not in TABLES}
+        if self.task is None:
+            return state
+        outside = {"task": None, "training": False, "_depth": 0, "_muted": [], "_open_spans": [], "_due": []}
+        return {**{name: value for name, value in state.items() if name not in OF_A_RUN}, **outside}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._rebuild()
 
     def _loader(self, ds_idx: int | str) -> Any:
         """A loader by its number or name; None for a validation loader that is not there."""
