@@ -358,10 +358,13 @@ def draw(found: dict[str, Any], path: Path) -> None:
     figure = Figure(figsize=(8, 0.5 + 0.4 * len(rows)), dpi=150, layout="constrained")
     axes = figure.subplots()
     colors = ["#2b6cb0" if row.name.startswith("learnloop") else "#a0aec0" for row in rows]
-    bars = axes.barh([row.name for row in rows], [row.over for row in rows], color=colors)
-    axes.bar_label(bars, [f"{row.over:+.0f} µs, {row.ratio:.2f} times" for row in rows], padding=4)
+    axes.barh([row.name for row in rows], [row.over for row in rows], color=colors)
+    for i, row in enumerate(rows):  # to the right of the bars, also of those that end left of 0
+        text = f"{row.over:+.0f} µs, {row.ratio:.2f} times"
+        axes.annotate(text, (max(row.over, 0), i), xytext=(4, 0), textcoords="offset points", va="center")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.2)
+    axes.margins(x=0.25)
+    axes.tick_params(left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("µs per batch over the hand-written loop")
     figure.supxlabel(f"{found['date']}; {found['cpu']}; torch {found['versions']['torch']}", fontsize="x-small")

@@ -5,7 +5,7 @@ those of the hand-written loop. A function that is called again goes on with the
 """
 
 import contextlib
-import importlib.util
+import importlib
 import logging
 import os
 import tempfile
@@ -47,25 +47,34 @@ def why_not(module: str) -> str | None:
     """Why a peer cannot be measured here; None where it can."""
     try:
         with silent():
-            _define_what_torchvision_misses()
-            importlib.import_module(module)
+            _import(module)
     except Exception as error:  # a package built for another torch fails with anything
         return f"{type(error).__name__}: {error}".partition("\n")[0]
     return None
 
 
+def _import(module: str) -> None:
+    try:
+        importlib.import_module(module)
+    except Exception:
+        if not _torchvision_misses_operators():
+            raise
+        importlib.import_module(module)
+
+
 @cache
-def _define_what_torchvision_misses() -> None:
-    """Lightning imports torchvision unasked, and one that was built for another torch stops at two operators."""
-    if not importlib.util.find_spec("torchvision"):
-        return
+def _torchvision_misses_operators() -> bool:
+    """Defines what a torchvision that was built for another torch misses: some peers import it unasked."""
     try:
         importlib.import_module("torchvision")
+    except ImportError:
+        return False
     except RuntimeError:
         library = torch.library.Library("torchvision", "FRAGMENT")
         for name in ("nms", "qnms"):
             library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
         _KEPT.append(library)  # what it defined goes with it
+    return True
 
 
 _KEPT: list[Any] = []

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -142,10 +142,11 @@ def validate_by_hand(job: Job) -> tuple[float, float]:
 
 
 def learnloop(job: Job) -> Callable[[], Any]:
-    """With the default callbacks; no bar is drawn where the output is no terminal, and rows are printed nowhere."""
+    """With the default callbacks but the bar, and rows printed nowhere."""
     dls = ll.DataLoaders(job.train, job.valid, device="cpu")
     metric = partial(ll.accuracy, axis=1)
     learn = ll.Learner(dls, job.model, job.loss_func, job.opt_func, lr=job.lr, metrics=metric)
+    learn.remove_cb(ll.ProgressCallback)
     learn.logger = noop
     return partial(learn.fit, job.n_epoch)
 
@@ -159,10 +160,10 @@ OURS = {
 }
 
 
-def makers(with_peers: bool) -> dict[str, Callable[[Task, int], Callable[[], Any]]]:
+def makers(found: Iterable[peers.Peer] = ()) -> dict[str, Callable[[Task, int], Callable[[], Any]]]:
     """By the name of a loop: from a task and epochs a function that trains."""
-    found = {**OURS, **({peer.name: (peer.train, torch_loader) for peer in peers.installed()} if with_peers else {})}
-    return {name: partial(_made, make, loader) for name, (make, loader) in found.items()}
+    loops = {**OURS, **{peer.name: (peer.train, torch_loader) for peer in found}}
+    return {name: partial(_made, make, loader) for name, (make, loader) in loops.items()}
 
 
 def _made(make: Callable[[Job], Any], loader: Callable[..., Any], task: Task, n_epoch: int) -> Callable[[], Any]:
@@ -186,7 +187,7 @@ class Row:
 
 def measure(title: str, task: Task, rounds: int, epochs: int, with_peers: bool = True) -> list[Row]:
     """Every loop beside the hand-written one. Each round goes on with the same networks."""
-    runs = {name: make(task, epochs) for name, make in makers(with_peers).items()}
+    runs = {name: make(task, epochs) for name, make in makers(peers.installed() if with_peers else ()).items()}
     for run in runs.values():
         run()  # the first one makes optimizers and warms up
     gc.collect()
@@ -198,7 +199,8 @@ def measure(title: str, task: Task, rounds: int, epochs: int, with_peers: bool =
             times = {one: timed(runs[one]) / epochs for one in shuffle([name, BY_HAND], 2)}
             pairs[name].append((times[name], times[BY_HAND]))
     gc.unfreeze()
-    return [row_of(title, name, found) for name, found in pairs.items()]
+    hand = [(seconds, seconds) for found in pairs.values() for _, seconds in found]
+    return [row_of(title, name, found) for name, found in {BY_HAND: hand, **pairs}.items()]
 
 
 def timed(run: Callable[[], Any]) -> float:
@@ -218,7 +220,7 @@ def row_of(title: str, name: str, pairs: list[tuple[float, float]]) -> Row:
 
 def alone(title: str, name: str, epochs: int, n: int | None) -> dict[str, float]:
     """MB at most, of which after everything was made; tensors that are there after the training and were not before."""
-    make = makers(with_peers=name not in OURS)[name]
+    make = makers(peer for peer in peers.PEERS if peer.name == name and peer.is_installed)[name]
     run = make(TASKS[title](n), epochs)
     gc.collect()
     before, (count, size) = peak_mb(), tensors()
@@ -259,16 +261,8 @@ def in_a_process(title: str, name: str, epochs: int, n: int | None) -> dict[str,
 
 def report(options: argparse.Namespace) -> dict[str, Any]:
     """Everything that is measured, as plain data."""
-    rounds, rows = options.rounds or (2 if options.quick else 15), []
-    for title, make in TASKS.items():
-        if options.only not in title:
-            continue
-        with peers.silent():
-            rows += measure(title, make(options.n), rounds, options.epochs, with_peers=not options.quick)
-        for row in [Row(title, BY_HAND, 0.0, 1.0, (1.0, 1.0)), *rows] if not options.quick else []:
-            if row.task == title and "again" not in row.name:
-                row.memory = in_a_process(title, row.name, options.epochs, options.n)
-                rows += [row] if row.name == BY_HAND else []
+    rounds = options.rounds or (2 if options.quick else 15)
+    rows = [row for title in TASKS if options.only in title for row in rows_of(title, rounds, options)]
     return {
         "date": date.today().isoformat(),
         "cpu": cpu(),
@@ -278,6 +272,15 @@ def report(options: argparse.Namespace) -> dict[str, Any]:
         "rows": [asdict(row) for row in rows],
         "not measured": {} if options.quick else peers.missing(),
     }
+
+
+def rows_of(title: str, rounds: int, options: argparse.Namespace) -> list[Row]:
+    with peers.silent():
+        rows = measure(title, TASKS[title](options.n), rounds, options.epochs, with_peers=not options.quick)
+    if not options.quick:
+        for row in rows[:1] + rows[2:]:  # the second is the hand-written loop again
+            row.memory = in_a_process(title, row.name, options.epochs, options.n)
+    return rows
 
 
 def as_markdown(found: dict[str, Any]) -> str:
@@ -295,10 +298,9 @@ def _table(title: str, rows: list[Row]) -> list[str]:
     titles = ["ratio", "quartiles", "s per epoch", "MB at most", "of it while training", "tensors left", "MB in them"]
     lines = [f"| {title} | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
     for row in rows:
-        times = [f"{row.ratio:.3f}", f"{row.quartiles[0]:.2f} to {row.quartiles[1]:.2f}", f"{row.seconds:.3f}"]
-        cells = ["", "", ""] if row.name == BY_HAND else times
-        m = row.memory
-        cells += [""] * 4 if m is None else _cells_of(m)
+        quartiles = f"{row.quartiles[0]:.2f} to {row.quartiles[1]:.2f}"
+        cells = [f"{row.ratio:.3f}", "" if row.name == BY_HAND else quartiles, f"{row.seconds:.3f}"]
+        cells += [""] * 4 if row.memory is None else _cells_of(row.memory)
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return lines
 
