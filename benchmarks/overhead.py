@@ -5,80 +5,33 @@ over the rounds, and the quartiles of the paired ratios. Time is CPU time of the
 """
 
 import argparse
+import contextlib
 import gc
-import importlib.util
+import io
 import json
 import os
-import platform
 import random
 import statistics
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import peers as others
 import torch
 from fastcore.basics import noop
-from torch import nn
+from fastcore.foundation import L
+from loops import BS as BS
+from loops import EVENTS, LISTENERS, LR, Batches, Loop, clock, listeners, loss_func, make_batches, network, tiny_job
+from loops import N_BATCHES as N_BATCHES
+from machine import cpu, versions
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import learnloop as ll
 
-N_BATCHES = 100  # in a pass: some 15 ms, short enough that both of a pair see the same machine
-BS = 64
-LR = 0.01
-LISTENERS = 20
-EVENTS = ("before_batch", "after_pred", "after_loss", "after_backward", "after_step", "after_batch")
 RESULTS = Path(__file__).parent / "results"
-
-loss_func = nn.CrossEntropyLoss()
-clock = time.thread_time  # not the wall's: other processes on the machine would be in it
-
-
-class Batches(list):
-    """Batches made beforehand, and a stopwatch: `seconds` is what the last pass over them took."""
-
-    start = seconds = 0.0
-
-    def __iter__(self) -> Iterator[Any]:
-        self.start = clock()
-        yield from super().__iter__()
-        self.stop()
-
-    def stop(self) -> None:
-        self.seconds = clock() - self.start
-
-
-class Loop(NamedTuple):
-    """A loop that is ready to run over its batches."""
-
-    name: str
-    run: Callable[[], Any]  # one pass
-    batches: Batches | None  # None: the run as a whole is one number, instead of one per batch
-
-
-def make_batches(n: int = N_BATCHES) -> Batches:
-    g = torch.Generator().manual_seed(0)
-    return Batches((torch.randn(BS, 10, generator=g), torch.randint(0, 2, (BS,), generator=g)) for _ in range(n))
-
-
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return nn.Sequential(nn.Linear(10, 32), nn.ReLU(), nn.Linear(32, 2))
-
-
-def listeners(base: type) -> list[Any]:
-    """Callbacks with an empty handler for each of EVENTS. Source for each: copies of one function would share code."""
-    handlers = "".join(f"    def {event}(self): pass\n" for event in EVENTS)
-    scope: dict[str, Any] = {"Base": base}
-    for i in range(LISTENERS):
-        exec(f"class Listener{i}(Base):\n{handlers}", scope)
-    return [scope[f"Listener{i}"]() for i in range(LISTENERS)]
-
 
 # By hand
 
@@ -162,11 +115,36 @@ def learnloop_empty_fit(batches: Batches) -> Loop:
     return Loop("learnloop, `fit(0)`", partial(quiet_learner(batches).fit, 0), None)
 
 
+def learnloop_with_bar(batches: Batches) -> Loop:
+    """Everything that a plain `fit` shows, drawn for a terminal that is not there."""
+    learn = quiet_learner(batches, cbs=ll.ProgressCallback())
+    learn.logger = print
+
+    def run() -> None:
+        with drawing():
+            learn.fit(1)
+
+    return Loop("learnloop, with the progress bar", run, batches)
+
+
+class Terminal(io.TextIOWrapper):
+    """Says that it is one, so that bars are drawn, and shows nothing."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def drawing() -> Iterator[None]:
+    with open(os.devnull, "wb") as nowhere, Terminal(nowhere) as terminal, contextlib.redirect_stdout(terminal):
+        yield
+
+
 def quiet_learner(batches: Batches, opt_func: Any = torch.optim.SGD, cbs: Any = None) -> ll.Learner:
-    """With the default callbacks, the bar removed and rows printed nowhere; a fit validates one batch."""
+    """With the default callbacks but the bar, and rows printed nowhere; a fit validates one batch."""
     dls = ll.DataLoaders(batches, batches[:1], device="cpu")
-    learn = ll.Learner(dls, network(), loss_func, opt_func, lr=LR, cbs=cbs, metrics=ll.accuracy)
-    learn.remove_cb(ll.ProgressCallback)
+    cbs = [ll.TrainEvalCallback(), ll.Recorder(), *L(cbs)]
+    learn = ll.Learner(dls, network(), loss_func, opt_func, lr=LR, cbs=cbs, metrics=ll.accuracy, default_cbs=False)
     learn.logger = noop
     return learn
 
@@ -174,63 +152,20 @@ def quiet_learner(batches: Batches, opt_func: Any = torch.optim.SGD, cbs: Any = 
 # The peers, where they are installed
 
 
-def fastai(batches: Batches, name: str = "fastai, no bar", cbs: Any = None) -> Loop:
-    return Loop(name, partial(fastai_learner(batches, cbs).fit, 1), batches)
+def of_peer(peer: others.Peer, batches: Batches, n_listeners: int = 0) -> Loop:
+    job = tiny_job(batches, valid=Batches(batches[:1]), listeners=n_listeners)
+    name = f"{peer.name}, {n_listeners} more callbacks" if n_listeners else peer.name
+    return Loop(name, peer.train(job), batches)
 
 
-def fastai_listening(batches: Batches) -> Loop:
-    from fastai.basics import Callback
-
-    return fastai(batches, f"fastai, {LISTENERS} more callbacks", listeners(Callback))
-
-
-def fastai_validation(batches: Batches) -> Loop:
-    return Loop("fastai, no bar", partial(fastai_learner(batches).validate, dl=batches), batches)
+def validation_of_peer(peer: others.Peer, batches: Batches) -> Loop:
+    assert peer.validate is not None
+    return Loop(peer.name, peer.validate(tiny_job(Batches(batches[:1]), valid=batches)), batches)
 
 
 def fastai_empty_fit(batches: Batches) -> Loop:
-    return Loop("fastai, `fit(0)`", partial(fastai_learner(batches).fit, 0), None)
-
-
-def fastai_learner(batches: Batches, cbs: Any = None) -> Any:
-    """As `quiet_learner`; fastai's bar comes with a module that is not imported here."""
-    from fastai.basics import DataLoaders, Learner, OptimWrapper, accuracy, default_device
-
-    default_device(False)  # the CPU; `DataLoaders(device=…)` would ask lists to move themselves
-    opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
-    dls = DataLoaders(batches, batches[:1])
-    learn = Learner(dls, network(), loss_func, opt_func, lr=LR, cbs=cbs, metrics=accuracy)
-    learn.logger = noop
-    return learn
-
-
-def ignite(batches: Batches, name: str = "Ignite", handlers: Any = ()) -> Loop:
-    from ignite.engine import Events, create_supervised_trainer
-
-    model = network()
-    opt = torch.optim.SGD(model.parameters(), lr=LR)
-    kept = {"output_transform": lambda x, y, pred, loss: loss.detach()}  # its default reads the loss on the host
-    trainer = create_supervised_trainer(model, opt, loss_func, **kept)
-    moments = (Events.GET_BATCH_STARTED, Events.GET_BATCH_COMPLETED, Events.ITERATION_STARTED)
-    for i, handler in enumerate(handlers):
-        trainer.add_event_handler((*moments, Events.ITERATION_COMPLETED)[i % 4], handler)
-    trainer.add_event_handler(Events.EPOCH_COMPLETED, batches.stop)  # it never asks for the end of its loader
-    return Loop(name, partial(trainer.run, batches, max_epochs=1), batches)
-
-
-def ignite_listening(batches: Batches) -> Loop:
-    handlers = [getattr(cb, event) for event in EVENTS for cb in listeners(object)]
-    return ignite(batches, f"Ignite, {len(handlers)} more handlers", handlers)
-
-
-def ignite_validation(batches: Batches) -> Loop:
-    from ignite.engine import Events, create_supervised_evaluator
-    from ignite.metrics import Accuracy, Loss
-
-    metrics = {"loss": Loss(loss_func), "accuracy": Accuracy()}
-    evaluator = create_supervised_evaluator(network(), metrics=metrics)
-    evaluator.add_event_handler(Events.EPOCH_COMPLETED, batches.stop)
-    return Loop("Ignite", partial(evaluator.run, batches), batches)
+    learn = others.fastai_learner(tiny_job(batches, valid=Batches(batches[:1])))
+    return Loop("fastai, `fit(0)`", partial(learn.fit, 0), None)
 
 
 # Measuring
@@ -260,37 +195,35 @@ def comparisons(peers: bool = True) -> list[Comparison]:
     data = make_batches()
     more = f"{LISTENERS} more callbacks"
     hand, ours, validation = hand_written(data), learnloop(data), hand_written_validation(data)
-    return [
+    found = [
         Comparison("train", hand_written(data)._replace(name="hand-written, again"), hand),
         Comparison("train", keeping_losses(data), hand),
         Comparison("train", ours, hand),
+        Comparison("train", learnloop_with_bar(data), hand),
         Comparison("train", learnloop(data, "learnloop, its own fused SGD", ll.SGD), hand),
         Comparison(more, calling_handlers(data), hand),
         Comparison(more, learnloop(data, f"learnloop, {more}", cbs=listeners(ll.Callback)), ours),
         Comparison("validate", learnloop_validation(data), validation),
         Comparison("begin and end", learnloop_empty_fit(data), hand),
-        *(_of_ignite(data, hand, validation, more) if peers and is_installed("ignite") else []),
-        *(_of_fastai(data, hand, validation, more) if peers and is_installed("fastai") else []),
     ]
+    for peer in others.installed() if peers else []:
+        found += _of_peer(peer, data, hand, validation, more)
+    return sorted(found, key=lambda one: SECTIONS.index(one.section))
 
 
-def _of_ignite(data: Batches, hand: Loop, validation: Loop, more: str) -> list[Comparison]:
-    trainer = ignite(data)
-    return [
-        Comparison("train", trainer, hand),
-        Comparison(more, ignite_listening(data), trainer),
-        Comparison("validate", ignite_validation(data), validation),
-    ]
+SECTIONS = ("train", f"{LISTENERS} more callbacks", "validate", "begin and end")
 
 
-def _of_fastai(data: Batches, hand: Loop, validation: Loop, more: str) -> list[Comparison]:
-    learner = fastai(data)
-    return [
-        Comparison("train", learner, hand),
-        Comparison(more, fastai_listening(data), learner),
-        Comparison("validate", fastai_validation(data), validation),
-        Comparison("begin and end", fastai_empty_fit(data), hand),
-    ]
+def _of_peer(peer: others.Peer, data: Batches, hand: Loop, validation: Loop, more: str) -> list[Comparison]:
+    plain = of_peer(peer, data)
+    found = [Comparison("train", plain, hand)]
+    if peer.n_handlers:
+        found.append(Comparison(more, of_peer(peer, data, LISTENERS), plain))
+    if peer.validate is not None:
+        found.append(Comparison("validate", validation_of_peer(peer, data), validation))
+    if peer.name == "fastai":
+        found.append(Comparison("begin and end", fastai_empty_fit(data), hand))
+    return found
 
 
 def measure(todo: list[Comparison], rounds: int) -> list[Row]:
@@ -360,15 +293,11 @@ def _reads_of(loop: Loop) -> int:
 
 def all_host_reads(peers: bool = True) -> dict[str, float]:
     makers = {"learnloop, train": learnloop, "learnloop, validate": learnloop_validation}
-    if peers and is_installed("ignite"):
-        makers |= {"Ignite, train": ignite, "Ignite, validate": ignite_validation}
-    if peers and is_installed("fastai"):
-        makers |= {"fastai, train": fastai, "fastai, validate": fastai_validation}
+    for peer in others.installed() if peers else []:
+        makers[f"{peer.name}, train"] = partial(of_peer, peer)
+        if peer.validate is not None:
+            makers[f"{peer.name}, validate"] = partial(validation_of_peer, peer)
     return {name: host_reads(make) for name, make in makers.items()}
-
-
-def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
 
 
 # Showing
@@ -376,20 +305,18 @@ def is_installed(package: str) -> bool:
 
 def report(rounds: int, peers: bool) -> dict[str, Any]:
     """Everything that is measured, as plain data."""
-    rows = measure(comparisons(peers), rounds)
+    with others.silent():
+        rows = measure(comparisons(peers), rounds)
+        reads = all_host_reads(peers)
     return {
         "date": date.today().isoformat(),
-        "cpu": f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}, 1 thread used",
-        "versions": {"python": platform.python_version(), **versions()},
+        "cpu": cpu(),
+        "versions": {**versions(), **({peer.package: peer.version for peer in others.installed()} if peers else {})},
         "rounds": rounds,
         "rows": [asdict(row) for row in rows],
-        "host_reads_per_batch": all_host_reads(peers),
+        "host_reads_per_batch": reads,
+        "not measured": others.missing() if peers else {},
     }
-
-
-def versions() -> dict[str, str]:
-    packages = [name for name in ("torch", "pytorch-ignite", "fastai") if is_installed(name.removeprefix("pytorch-"))]
-    return {name: metadata.version(name) for name in packages}
 
 
 def as_markdown(found: dict[str, Any]) -> str:
@@ -400,6 +327,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         lines += ["", *_table(section, [Row(**row) for row in found["rows"] if row["section"] == section])]
     lines += ["", "| tensors brought to the host | per batch |", "|---|---|"]
     lines += [f"| {name} | {count:g} |" for name, count in found["host_reads_per_batch"].items()]
+    lines += [f"\nNot measured: {name} ({reason})." for name, reason in found["not measured"].items()]
     return "\n".join(lines) + "\n"
 
 
@@ -414,14 +342,39 @@ def _table(section: str, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    options = option_parser("Measures the loop beside a hand-written one, Ignite and fastai.", 300).parse_args()
+    options = option_parser("Measures the loop beside a hand-written one and the peers.", 300).parse_args()
     torch.set_num_threads(1)
     found = report(options.rounds or (20 if options.quick else 300), peers=not options.quick)
-    publish("overhead", found, as_markdown(found), options)
+    folder = publish("overhead", found, as_markdown(found), options)
+    if folder is not None:
+        draw(found, folder / "overhead.png")
 
 
-def publish(name: str, found: dict[str, Any], page: str, options: argparse.Namespace, to_files: bool = True) -> None:
-    """Prints a report, and writes it as a page and as JSON where the options say so."""
+def draw(found: dict[str, Any], path: Path) -> None:
+    """A bar for each loop: µs per training batch over the hand-written one."""
+    from matplotlib.figure import Figure
+
+    rows = [Row(**row) for row in found["rows"] if row["section"] == "train"][:1:-1]  # from below; by hand is 0
+    figure = Figure(figsize=(8, 0.5 + 0.4 * len(rows)), dpi=150, layout="constrained")
+    axes = figure.subplots()
+    colors = ["#2b6cb0" if row.name.startswith("learnloop") else "#a0aec0" for row in rows]
+    axes.barh([row.name for row in rows], [row.over for row in rows], color=colors)
+    for i, row in enumerate(rows):  # to the right of the bars, also of those that end left of 0
+        text = f"{row.over:+.0f} µs, {row.ratio:.2f} times"
+        axes.annotate(text, (max(row.over, 0), i), xytext=(4, 0), textcoords="offset points", va="center")
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.margins(x=0.25)
+    axes.tick_params(left=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.set_xlabel("µs per batch over the hand-written loop")
+    figure.supxlabel(f"{found['date']}; {found['cpu']}; torch {found['versions']['torch']}", fontsize="x-small")
+    figure.savefig(path)
+
+
+def publish(
+    name: str, found: dict[str, Any], page: str, options: argparse.Namespace, to_files: bool = True
+) -> Path | None:
+    """Prints a report, writes it as a page and as JSON where the options say so, and returns that folder."""
     data = json.dumps(found, indent=2, ensure_ascii=False) + "\n"
     print(data if options.json else page, end="")
     folder = options.out or (RESULTS if to_files and not options.quick else None)
@@ -429,6 +382,7 @@ def publish(name: str, found: dict[str, Any], page: str, options: argparse.Names
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{name}.md").write_text(page)
         (folder / f"{name}.json").write_text(data)
+    return folder
 
 
 def option_parser(description: str, rounds: int) -> argparse.ArgumentParser:

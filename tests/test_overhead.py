@@ -1,6 +1,6 @@
 """The loop stays near a hand-written one: benchmarks/overhead.py in a short form, with room for a busy machine."""
 
-import importlib.util
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -13,12 +13,9 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 @pytest.fixture(scope="module")
 def overhead():
-    spec = importlib.util.spec_from_file_location("overhead", BENCHMARKS / "overhead.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["overhead"] = module  # dataclasses look their own module up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["overhead"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(BENCHMARKS)  # benchmarks import each other
+        yield importlib.import_module("overhead")
 
 
 @pytest.fixture(scope="module")
