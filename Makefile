@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench faults sets study clean
+.PHONY: help demo test lint nbs bench faults sets pairs properties study clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -23,6 +23,8 @@ help:
 	@echo 'make faults  kill trainings, damage their checkpoints, fill their disk; see that they resume exactly'
 	@echo 'make sets    train common sets of callbacks beside hand-written loops (some minutes)'
 	@echo 'make study   ablate four techniques on Fashion-MNIST (ten minutes or more)'
+	@echo 'make pairs   check every pair of callbacks: they work together, or are refused with a reason (some minutes)'
+	@echo 'make properties   a thousand sets of callbacks by chance, 500 fits in one process (some minutes)'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -50,6 +52,12 @@ sets: $(VENV)/installed-test
 
 study: $(VENV)/installed
 	$(BIN)/python benchmarks/study.py
+
+pairs: $(VENV)/installed-test
+	$(BIN)/python benchmarks/pairs.py
+
+properties: $(VENV)/installed-test
+	$(BIN)/python -m pytest -q -m slow tests/test_properties.py tests/test_many_fits.py tests/test_every_callback.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

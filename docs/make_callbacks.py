@@ -8,18 +8,15 @@ import io
 import json
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Iterator
 from itertools import combinations_with_replacement
 from pathlib import Path
 from typing import Any
 
-import schedulefree
 import torch
-from torch import nn
 
 import learnloop as ll
-from learnloop.data import transforms
+from learnloop.checks.library import RECURRENT, callbacks, learner_for, made
 from learnloop.loop.callback import TASKS, handled_events
 from learnloop.loop.events import EVENTS
 
@@ -27,19 +24,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PAGE = ROOT / "docs" / "callbacks.md"
 COSTS = ROOT / "benchmarks" / "results" / "callbacks.json"
 
-#: How to make those that cannot be made without arguments, or would do nothing then.
-MAKERS: dict[str, Callable[[], ll.Callback]] = {
-    "BatchTransform": lambda: ll.BatchTransform(transforms.flip),
-    "FreezeUntil": lambda: ll.FreezeUntil(1),
-    "GradientAccumulation": lambda: ll.GradientAccumulation(8),
-    "ParamScheduler": lambda: ll.ParamScheduler({"lr": ll.SchedCos(0.1, 0.01)}),
-    "ProgressiveResize": lambda: ll.ProgressiveResize(multiple=2),
-    "SWA": lambda: ll.SWA(0),
-    "SkipToEpoch": lambda: ll.SkipToEpoch(1),
-    "WeightedSampling": lambda: ll.WeightedSampling([1.0, 2.0] * 4),
-}
 #: No pair to be tried: what others are made from, what a verb puts on a learner of its own, what needs another network.
-NOT_TRIED = {"Callback", "LRFinder", "MixHandler", "ModelResetter", "RNNCallback", "RNNRegularizer"}
+NOT_TRIED = {"Callback", "LRFinder", "MixHandler", *RECURRENT}
 
 TEXT = """\
 # Callbacks
@@ -52,12 +38,6 @@ it ([benchmarks/results/callbacks.md](../benchmarks/results/callbacks.md)). *Not
 refuses; every pair was tried, and all others train. Not tried are the finder's and the recurrent ones, which need a
 network of their own.
 """
-
-
-def callbacks() -> dict[str, type[ll.Callback]]:
-    """Every public callback by name."""
-    found = {name: getattr(ll, name) for name in ll.__all__}
-    return {n: c for n, c in found.items() if isinstance(c, type) and issubclass(c, ll.Callback)}
 
 
 # One row
@@ -126,32 +106,12 @@ def refused_pairs() -> dict[str, list[str]]:
 
 
 def _goes_with(one: str, other: str) -> bool:
-    needs_mode = "ScheduleFreeCallback" in (one, other)
-    opt_func = partial(schedulefree.SGDScheduleFree, foreach=False) if needs_mode else ll.SGD
     with tempfile.TemporaryDirectory() as folder:
         try:
-            _learner(opt_func, folder, [made(one), made(other)]).fit(2)
+            learner_for([one, other], folder).add_cbs([made(one), made(other)]).fit(2)
         except (TypeError, ValueError):
             return False
     return True
-
-
-def made(name: str) -> ll.Callback:
-    """One of that class."""
-    return MAKERS.get(name, getattr(ll, name))()
-
-
-def _learner(opt_func: Any, path: str, cbs: list[ll.Callback]) -> ll.Learner:
-    torch.manual_seed(0)
-    x, y = torch.rand(8, 1, 4, 4), torch.arange(8) % 3
-    dls = ll.DataLoaders(ll.TensorLoader(x, y, bs=4), ll.TensorLoader(x, y, bs=8), device="cpu")
-    body = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1), nn.BatchNorm2d(2), nn.ReLU(), nn.AdaptiveAvgPool2d(1))
-    model = nn.Sequential(body, nn.Flatten(), nn.Linear(2, 3))
-    standard = [ll.TrainEvalCallback(), ll.Recorder()]
-    have = [cb for cb in standard if not any(type(cb) is type(new) for new in cbs)]
-    loss_func = ll.CrossEntropyLossFlat()
-    options = {"splitter": {"0.*": {}, "2.*": {}}, "path": path, "default_cbs": False}
-    return ll.Learner(dls, model, loss_func, opt_func, 0.01, cbs=[*have, *cbs], **options)
 
 
 @contextlib.contextmanager

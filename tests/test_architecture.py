@@ -34,7 +34,9 @@ LAYERS = (
     "integrations",
     "learner",
     "experiment",
-    "learnloop  testing",
+    "learnloop",
+    "checks",
+    "testing",
     "all  __main__",
 )
 #: What the modules of a folder may import at all.
@@ -64,7 +66,8 @@ def module_name(file):
 FILES = {module_name(file): file for file in sorted(PACKAGE.rglob("*.py"))}
 TREES = {name: ast.parse(file.read_text()) for name, file in FILES.items()}
 INITS = {name for name, file in FILES.items() if file.name == "__init__.py" and name != "learnloop"}
-SHIPPED = {name: tree for name, tree in TREES.items() if name != "testing"}  # all but what only tests use
+TESTING = ("testing", "checks")
+SHIPPED = {name: tree for name, tree in TREES.items() if name.split(".")[0] not in TESTING}  # all but what tests use
 
 
 def imports_of(name):
@@ -126,6 +129,11 @@ def test_a_folder_imports_only_what_it_may(folder):
 def test_nothing_imports_an_integration():
     found = {(n, other) for n in FILES for other in imports_of(n) if other.startswith("integrations")}
     assert [(n, other) for n, other in found if not n.startswith("integrations.")] == []
+
+
+def test_nothing_imports_what_only_tests_use():
+    found = {(n, other) for n in SHIPPED for other in imports_of(n) if other.split(".")[0] in TESTING}
+    assert found == set()
 
 
 def test_there_are_no_circles():
@@ -330,6 +338,9 @@ def test_every_test_file_stands_where_its_module_stands():
         "faults",
         "side_by_side",
         "security_page",
+        "every_callback",
+        "properties",
+        "many_fits",
     }
     for file in (ROOT / "tests").rglob("test_*.py"):
         parts = file.relative_to(ROOT / "tests").with_suffix("").parts

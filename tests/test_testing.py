@@ -2,8 +2,6 @@
 
 import random
 import re
-from contextlib import suppress
-from functools import partial
 
 import numpy as np
 import pytest
@@ -11,7 +9,7 @@ import torch
 from torch import nn
 
 import learnloop as ll
-from learnloop.testing import EventLog, _scenes, check_callback, toy_learner
+from learnloop.testing import EventLog, check_callback, toy_learner
 
 
 def random_states():
@@ -174,22 +172,25 @@ def nothing_but_a_function():
 def test_callbacks_that_keep_every_promise(make):
     report = check_callback(make)
     assert report.broken == {}
-    assert report.n_runs > 1000
+    assert report.n_runs > 400
 
 
-def test_in_every_scene_something_is_raised_in_the_right_place():
-    learn = toy_learner(n_train=16, n_valid=8)
-    for scene in _scenes():
-        probes = scene.probes()
-        run = partial(learn.fit, 2) if scene.run == "fit" else learn.validate
-        with suppress(Exception):
-            run(cbs=probes)
-        assert [probe.left for probe in probes if probe.left > 0] == [], str(scene)
-
-
-def test_the_report_is_one_line_where_all_is_well():
+def test_the_report_has_a_line_for_each_promise():
     report = check_callback(ll.Callback, events=["after_loss"])
-    assert re.fullmatch(r"Callback keeps every promise \(\d+ runs, \d+\.\d s\)", repr(report))
+    title, *lines = repr(report).splitlines()
+    assert re.fullmatch(r"Callback keeps every promise \(\d+ runs, \d+\.\d s\)", title)
+    assert lines == [
+        "  kept    trains",
+        "  kept    leaves all clean after any cancel and error",
+        "  kept    is removed without a trace",
+        "  kept    can be stored",
+        "  kept    resumes exactly",
+        "  kept    has one place in the order",
+        "  kept    works in mixed precision",
+        "  kept    works with accumulated gradients",
+        "  -       only reads: does not say so",
+        "  0       host reads per training batch",
+    ]
 
 
 def test_checking_moves_no_random_generator_and_prints_nothing(capsys):
@@ -363,11 +364,9 @@ class FailsAtOnce(ll.Callback):
     ],
 )
 def test_a_broken_promise_is_named(make, promise):
-    try:
-        with pytest.raises(AssertionError, match=re.escape(f"  - {promise}")):
-            check_callback(make, events=["before_train", "before_batch", "before_backward", "after_batch"])
-    finally:
-        torch.set_grad_enabled(True)
+    with pytest.raises(AssertionError, match=re.escape(f"          {promise}")):
+        check_callback(make, events=["before_train", "before_batch", "before_backward", "after_batch"])
+    assert torch.is_grad_enabled()
 
 
 def test_every_broken_promise_is_named_with_the_first_places_where_it_is_broken():
@@ -381,7 +380,7 @@ def test_every_broken_promise_is_named_with_the_first_places_where_it_is_broken(
         check_callback(Careless, events=["before_train", "after_train"])
 
     lines = str(caught.value).splitlines()
-    assert lines[0].startswith("Careless breaks 3 promises (")
+    assert lines[0].startswith("Careless breaks 3 of 9 promises (")
     loss_func = next(line for line in lines if "loss_func" in line)
     assert "fit with CancelFitException in before_train, raised after it; " in loss_func
     assert re.search(r"; and \d+ more$", loss_func)

@@ -8,10 +8,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.loop.cancel import CancelFitException, CancelValidException
-from learnloop.loop.state import capture, restore
+from learnloop.loop.spans import BATCH
+from learnloop.loop.state import capture, plain, restore
 from learnloop.optim.schedules import CurveSchedule, SchedExp
 
 LEAST = 6  # batches of a pass
@@ -26,10 +28,11 @@ class LRFinder(ParamScheduler):
 
     Smith, arXiv 1506.01186. `learn.lr_find()` runs it, puts everything back and suggests a rate. In a plain
     `fit(cbs=LRFinder())` it ends the fit, validates nothing and puts back weights and optimizer; the record stays.
-    Cost per batch: the smoothed loss is read, which waits for the device.
+    After Ctrl-C the weights are those of the moment, and `learn.resume()` puts the former ones back at its end. Cost
+    per batch: the smoothed loss is read, which waits for the device.
     """
 
-    _stateattrs = ("best_loss",)
+    _stateattrs: tuple[str, ...] = ("best_loss", "_before")
 
     def __init__(
         self,
@@ -68,10 +71,20 @@ class LRFinder(ParamScheduler):
 
     def cleanup_fit(self) -> None:
         super().cleanup_fit()
-        before, self._before = self._before, None
-        if before is not None:
-            of_the_fit = {"counters": {}, "callbacks": [], "kept": self.learn._kept.state_dict()}
-            restore(self.learn, {**before, **of_the_fit})
+        learn, before, self._before = self.learn, self._before, None
+        if learn.interrupted:
+            return  # a resume goes on with the very weights, and has those to put back in its state
+        if before is not None and any(span is BATCH for span in learn._open_spans):
+            learn.at_boundary(partial(_put_back, learn, before))  # taken off inside a batch: its backward needs them
+        elif before is not None:
+            _put_back(learn, before)
+
+
+def _put_back(learn: Any, before: dict[str, Any]) -> None:
+    """Weights and optimizer as they were before the fit; what the fit has recorded and counted stays."""
+    now = {"modes": [m.training for m in learn.model.modules()]} if isinstance(learn.model, nn.Module) else {}
+    of_the_fit = {"counters": {}, "callbacks": [], "kept": learn._kept.state_dict(), **now}
+    restore(learn, {**before, **of_the_fit, "pass_random": plain(learn._pass_random)})
 
 
 def _growing(start_lr: Any, end_lr: Any) -> CurveSchedule:

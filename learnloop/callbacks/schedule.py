@@ -20,7 +20,7 @@ class ParamScheduler(Callback):
 
     order, run_valid = 60, False
     tasks = ("fit", "lr_find")
-    _stateattrs = ("hps",)
+    _stateattrs: tuple[str, ...] = ("hps",)
 
     def __init__(self, scheds: Mapping[str, Callable[[float], Any]]):
         if not isinstance(scheds, Mapping) or not all(callable(f) for f in scheds.values()):

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, nullcontext
 from difflib import get_close_matches
 from typing import Any
 
-from fastcore.basics import class2attr
+from fastcore.basics import camel2snake
 
 from learnloop import html
 from learnloop.loop.events import BATCH_EVENTS, DOCS, EVENTS, FORMER_NAMES, PREFIXES, one_edit_away, unknown_event
@@ -61,7 +61,7 @@ class Callback:
     @property
     def name(self) -> str:
         """The attribute under which a learner knows it: the class name in snake case, without `Callback` at its end."""
-        return class2attr(self, "Callback")
+        return _attribute_name(type(self).__name__)
 
     def __repr__(self) -> str:
         return type(self).__name__
@@ -141,6 +141,11 @@ class Callback:
 
         For who keeps something that belonged to the former ones.
         """
+
+
+@functools.cache
+def _attribute_name(class_name: str) -> str:
+    return str(camel2snake(class_name.removesuffix("Callback") or "callback"))
 
 
 def _is_setting(name: str, value: Any) -> bool:

@@ -6,7 +6,16 @@ import torch
 from fastcore.basics import detuplify
 from torch import Tensor, nn
 
-from learnloop.data.batches import exact_device, model_caller, on_device, pick_loss, pick_pred, split, to_device
+from learnloop.data.batches import (
+    exact_device,
+    model_caller,
+    on_device,
+    pick_loss,
+    pick_pred,
+    split,
+    to_detach,
+    to_device,
+)
 from learnloop.data.keyed import length
 from learnloop.data.loaders import known_n_inp
 from learnloop.loop.dispatch import Dispatcher
@@ -168,7 +177,7 @@ class CurrentBatch(Dispatcher):
         """The batch's loss for the record, detached; None where none was made in it."""
         if self._loss is None and self._raw_loss is not None:
             return self._raw_loss.detach()
-        return self._loss
+        return to_detach(self._loss, cpu=False)
 
     def _release_batch(self) -> None:
         self.dl, self.dl_name, self.batch, self.xb, self.yb, self.pred = None, None, None, (None,), (None,), None

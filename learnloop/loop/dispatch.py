@@ -4,7 +4,7 @@ import sys
 import types
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from fastcore.foundation import L
 
@@ -27,6 +27,14 @@ Table = dict[str, list[Handler]]
 Skipped = tuple[list[Handler], int, Handler]  # the list of a running event, a place in it, and what stood there
 
 
+class OuterRun(NamedTuple):
+    """A run that another one is nested in, as it was when that began."""
+
+    n_spans: int  # open in it
+    task: str | None
+    muted: list[Callback]
+
+
 class Dispatcher:
     """Holds callbacks and sends them events; `self("before_batch")` calls every handler of that event in order."""
 
@@ -37,6 +45,7 @@ class Dispatcher:
     def __init__(self) -> None:
         self.cbs, self.training, self.task = L(), False, None
         self._muted: list[Callback] = []  # callbacks that started a nested run: they do not hear it
+        self._outer_runs: list[OuterRun] = []  # that the active one is nested in, outermost first
         self._open_spans: list[Any] = []  # spans that have begun and not been cleaned up, outermost first
         self._rebuild()
 
@@ -119,10 +128,11 @@ class Dispatcher:
 
     def _close_spans_of(self, cb: Callback) -> list[BaseException]:
         errors: list[BaseException] = []
-        handlers = dict(_handlers(cb)) if self._takes_part(cb) else {}
-        for span in reversed(self._open_spans):
+        handlers = dict(_handlers(cb))
+        for i, span in reversed([*enumerate(self._open_spans)]):
             try:
-                handlers.get(span.cleanup, _nothing)()
+                if self._takes_part(cb, *self._run_of_span(i)):
+                    handlers.get(span.cleanup, _nothing)()
             except BaseException as error:
                 errors.append(in_cleanup(error, self, f"{cb!r}.{span.cleanup}"))
         return errors
@@ -208,7 +218,7 @@ class Dispatcher:
         valid: Table = {n: [] for n in _CALLED}
         cleanups: Table = {n: [] for n in _CLEANUPS}
         for cb in in_order(self.cbs):
-            if self._takes_part(cb):
+            if self._takes_part(cb, self.task, self._muted):
                 for name, handler in _handlers(cb):
                     if name in cleanups:
                         cleanups[name].insert(0, handler)
@@ -221,9 +231,14 @@ class Dispatcher:
         self._train_handlers, self._valid_handlers, self._cleanup_handlers = train, valid, cleanups
         self._silent = _silent(train, cleanups) & _silent(valid, cleanups)
 
-    def _takes_part(self, cb: Callback) -> bool:
+    def _takes_part(self, cb: Callback, task: str | None, muted: list[Callback]) -> bool:
         tasks = (cb.tasks,) if isinstance(cb.tasks, str) else cb.tasks
-        return (self.task is None or self.task in tasks) and not any(cb is muted for muted in self._muted)
+        return (task is None or task in tasks) and not any(cb is other for other in muted)
+
+    def _run_of_span(self, number: int) -> tuple[str | None, list[Callback]]:
+        """Task and muted callbacks of the run that an open span belongs to."""
+        outer = next((run for run in self._outer_runs if number < run.n_spans), None)
+        return (self.task, self._muted) if outer is None else (outer.task, outer.muted)
 
     # Events that are running now, looked up on the stack: so that calling a handler costs nothing extra
 

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from learnloop.loop.cancel import CancelException
-from learnloop.loop.dispatch import instances
+from learnloop.loop.dispatch import OuterRun, instances
 from learnloop.loop.interrupt import StopButton, uncut
 from learnloop.loop.spans import EPOCH, FIT, SPANS, run_span
 from learnloop.loop.state import ASIDE, COUNTERS, capture, restore, set_aside
@@ -83,6 +83,7 @@ def _undo(learn: Any, cbs: list[Any], attributes: dict[str, Any], state: dict[st
 def _run_nested(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> None:
     muted, outer = list(learn._muted), learn.task
     learn._muted, learn.task, learn._depth = muted + learn._callers(), task, learn._depth + 1
+    learn._outer_runs.append(OuterRun(len(learn._open_spans), outer, muted))
     joining, joined = instances(cbs), []
     try:
         learn._add(joining)
@@ -90,6 +91,7 @@ def _run_nested(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> Non
         learn._rebuild()
         body()
     finally:
+        learn._outer_runs.pop()
         learn._muted, learn.task, learn._depth = muted, outer, learn._depth - 1
         learn._detach(joined)
         learn._rebuild()

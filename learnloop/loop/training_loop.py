@@ -167,6 +167,8 @@ class TrainingLoop(CurrentBatch):
         loss = self._loss
         if loss is None and self._raw_loss is not None:
             loss = self._raw_loss.detach()
+        elif getattr(loss, "requires_grad", False):  # as a callback has set it
+            loss = loss.detach()
         if loss is not None:
             self._last_loss = loss
         if not self.training:

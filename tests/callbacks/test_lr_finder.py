@@ -906,3 +906,33 @@ def test_in_a_fit_an_error_puts_the_weights_back_too():
     with pytest.raises(ZeroDivisionError):
         learn.fit(20, cbs=[ll.LRFinder(num_it=10), raise_at("after_step", ZeroDivisionError())])
     assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
+
+
+def test_taken_off_inside_a_batch_it_puts_the_weights_back_after_it_and_the_fit_goes_on():
+    finder, seen = ll.LRFinder(num_it=10), []
+
+    def look(cb):
+        seen.append(torch.cat([p.detach().flatten() for p in cb.learn.model.parameters()]).tolist())
+
+    take_off = Once("after_loss", lambda cb: cb.learn.remove_cb(finder))
+    watch = ll.Callback(before_fit=look, after_step=look, before_batch=look)
+    toy_learner(n_valid=0, lr=0.5).fit(1, cbs=[finder, take_off, watch])
+    before_fit, _, after_step, second_batch, *_ = seen
+    assert after_step != before_fit
+    assert second_batch == before_fit
+
+
+def test_a_fit_that_was_stopped_with_it_goes_on_and_puts_back_the_weights_of_its_beginning():
+    def trained(stops):
+        learn = toy_learner()
+        before = {name: value.clone() for name, value in learn.model.state_dict().items()}
+        cbs = [ll.LRFinder(num_it=10), *stops]
+        try:
+            learn.fit(5, cbs=cbs)
+        except KeyboardInterrupt:
+            learn.resume()
+        assert all(torch.equal(value, before[name]) for name, value in learn.model.state_dict().items())
+        return learn.recorder.raw_losses
+
+    stop = Once("after_batch", lambda cb: signal.raise_signal(signal.SIGINT))
+    assert trained([stop]) == trained([])

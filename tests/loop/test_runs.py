@@ -393,6 +393,36 @@ def test_a_cancel_of_the_fit_in_a_nested_run_ends_the_outer_fit():
     ]
 
 
+class InFitsOnly(Heard):
+    tasks = ("fit",)
+
+
+@pytest.mark.parametrize("kind", [InFitsOnly, Heard])
+def test_one_removed_inside_a_nested_run_gets_the_cleanups_of_the_spans_it_took_part_in(kind):
+    heard = kind()
+    nest = Once("after_loss", lambda cb: cb.learn.validate())
+    remove = Once("before_validate", lambda cb: cb.learn.remove_cb(heard))
+    learner([heard, nest, remove]).fit(1)
+    nested = ["before_validate", "cleanup_validate"] if kind is Heard else []
+    assert heard.events[-7:] == [
+        *["before_batch", "after_pred", "after_loss"][len(nested) :],
+        *nested,
+        *["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"],
+    ]
+
+
+def test_one_removed_inside_a_nested_run_that_it_started_gets_the_cleanups_of_the_outer_spans():
+    events = ("cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit", "cleanup_validate")
+
+    def nest(cb):
+        cb.learn.validate(cbs=Once("before_batch", lambda other: other.learn.remove_cb(cb)))
+
+    nesting = Callback(after_loss=nest, **{name: (lambda cb, name=name: heard.append(name)) for name in events})
+    heard = []
+    learner([nesting]).fit(1)
+    assert heard == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
+
+
 def test_callbacks_of_a_nested_run_leave_with_it():
     goes = Heard()
     learn, _ = with_log(nested_at("after_train", lambda cb: cb.learn.validate(cbs=goes)))

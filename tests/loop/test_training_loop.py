@@ -416,6 +416,16 @@ def test_also_while_the_error_and_its_frames_are_kept(end):
     assert run_to(end, hold=True)[0] == 0
 
 
+def test_a_loss_that_a_callback_sets_with_its_graph_is_recorded_without():
+    def replace(cb):
+        cb.learn.loss = cb.learn.loss_grad * 2
+
+    learn = learner([Callback(after_loss=replace, after_backward=raising(CancelBatchException))])
+    learn.fit(1)
+    assert len(learn._kept.losses) > 0
+    assert not any(loss.requires_grad for loss in learn._kept.losses)
+
+
 def holding(event_name, make):
     """A callback whose frame holds what there is of the batch when it raises an exception."""
 
