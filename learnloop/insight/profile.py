@@ -244,7 +244,7 @@ class ProfileCallback(Callback):
         )
 
     def _notes(self) -> Iterable[str]:
-        deaf = [repr(cb) for cb in self.learn.cbs if not self.learn._takes_part(cb)]
+        deaf = [repr(cb) for cb in self.learn.cbs if not self.learn._takes_part(cb, self.learn.task, [])]
         if deaf:
             how = "which act in a whole fit only: `fit(cbs=ProfileCallback())` measures them"
             yield f"left out: {', '.join(deaf)}, {how}"
