@@ -76,7 +76,8 @@ def test_every_part_has_the_time_that_it_took():
         "forward": learn.model,
         "Sleeps.after_loss": learn.sleeps,
     }.items():
-        assert parts[title].ms == pytest.approx(sum(sleeper.slept) / 6, rel=0.2)
+        passed = sum(sleeper.slept) / 6
+        assert 0.99 * passed <= parts[title].ms <= 1.2 * passed + 20  # other programs may come in between
     loop = ["loader", "forward", "loss", "backward", "step", "zero_grad", "loop"]
     assert [title for title in parts if title in loop] == loop
     assert [parts[title].calls for title in ("forward", "backward", "step")] == [1, 1, 1]
@@ -124,7 +125,7 @@ def test_it_counts_what_is_brought_to_the_host_and_says_by_whom():
 
 
 def test_a_loader_that_is_too_slow_is_named():
-    report = slow_learner(loader=0.01, model=0.0).profile(5)
+    report = slow_learner(loader=0.1, model=0.0).profile(5)
     assert report.waiting > 0.45
     assert any("the model waits for the loader" in line for line in report.lines())
     assert not any("waits for" in line for line in slow_learner(loader=0.0).profile(5).lines())
