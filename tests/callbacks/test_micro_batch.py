@@ -1,6 +1,5 @@
 """MicroBatch, compared with the same training in whole batches; memory runs out where a test says so."""
 
-
 import pytest
 import torch
 from torch import nn
