@@ -264,6 +264,19 @@ def test_beside_a_training_too_and_modes_are_put_back(run, faults, tmp_path, cap
     assert numbers(learn) == weights
 
 
+def test_gradients_are_on_again_after_an_error_that_left_them_off(faults, tmp_path, capsys):
+    """As a signal does that raises inside of torch's `no_grad`, before its body has begun."""
+
+    def leave_off():
+        torch.set_grad_enabled(False)
+        fail()
+
+    learn = learner(tmp_path, faults, [])
+    faults.place, faults.at, faults.act = "loss", 2, leave_off
+    error_of(lambda: learn.fit(1))
+    assert torch.is_grad_enabled()
+
+
 # Which samples
 
 

@@ -199,7 +199,14 @@ class TrainingLoop(CurrentBatch):
         state = {name: value for name, value in vars(self).items() if name not in TABLES}
         if self.task is None:
             return state
-        outside = {"task": None, "training": False, "_depth": 0, "_muted": [], "_open_spans": [], "_due": []}
+        outside: dict[str, Any] = {
+            "task": None,
+            "training": False,
+            "_depth": 0,
+            "_muted": [],
+            "_open_spans": [],
+            "_due": [],
+        }
         return {**{name: value for name, value in state.items() if name not in OF_A_RUN}, **outside}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
