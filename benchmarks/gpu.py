@@ -1,9 +1,9 @@
 """On a GPU: images per second beside the hand-written loop, waits of the host for the device, and memory at most.
 
 Two networks, that of `examples/fashion_mnist.py` and ResNet-18 for 32 by 32 pixels, in float32, float16 and bfloat16,
-as they are and compiled; batches that are on the device already, the same plain torch SGD. Rounds run every loop once,
-next to the hand-written one; given are medians of the paired ratios and their quartiles. fastai stands beside them where
-it is installed. Where there is no GPU, this says so and measures nothing.
+as they are and compiled; batches that are on the device already, the same plain torch SGD. Rounds run every loop
+once, next to the hand-written one; given are medians of the paired ratios and their quartiles. fastai stands beside where it
+is installed. Where there is no GPU, this says so and measures nothing.
 """
 
 import gc
