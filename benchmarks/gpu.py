@@ -2,8 +2,8 @@
 
 Two networks, that of `examples/fashion_mnist.py` and ResNet-18 for 32 by 32 pixels, in float32, float16 and bfloat16,
 as they are and compiled; batches that are on the device already, the same plain torch SGD. Rounds run every loop
-once, next to the hand-written one; given are medians of the paired ratios and their quartiles. fastai stands beside where it
-is installed. Where there is no GPU, this says so and measures nothing.
+once, next to the hand-written one; given are medians of the paired ratios and their quartiles. fastai stands
+beside where it is installed. Where there is no GPU, this says so and measures nothing.
 """
 
 import gc

@@ -29,7 +29,7 @@ LOADED = "import sys, learnloop; print(*sys.modules)"
 
 
 class Import(NamedTuple):
-    """Of one module in a fresh process: seconds, in which starting python is not, and the MB of the process after it."""
+    """Of one module in a fresh process: seconds, without the start of python, and the MB of the process after it."""
 
     seconds: float
     memory: float
