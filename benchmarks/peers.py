@@ -41,7 +41,7 @@ class Peer(NamedTuple):
     @property
     def reason(self) -> str | None:
         """Why it cannot be measured here; None where it can."""
-        return next(filter(None, map(why_not, (self.module, *self.needs))), None)
+        return next(filter(None, map(why_not, (*self.needs, self.module))), None)
 
     @property
     def version(self) -> str:
