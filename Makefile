@@ -19,7 +19,7 @@ help:
 	@echo 'make test    run the tests (ARGS="-k name" to choose)'
 	@echo 'make lint    check style, format and types'
 	@echo 'make nbs     run the lessons in nbs/ and keep their outputs'
-	@echo 'make bench   measure the loop beside a hand-written one'
+	@echo 'make bench   measure the loop beside a hand-written one and its peers, into benchmarks/results/'
 	@echo 'make faults  kill trainings, damage their checkpoints, fill their disk; see that they resume exactly'
 	@echo 'make sets    train common sets of callbacks beside hand-written loops (some minutes)'
 	@echo 'make study   ablate four techniques on Fashion-MNIST (ten minutes or more)'
@@ -43,6 +43,12 @@ nbs: $(VENV)/installed-nbs
 
 bench: $(VENV)/installed-bench
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/trainings.py
+	$(BIN)/python benchmarks/callbacks.py
+	$(BIN)/python benchmarks/optimizers.py --out
+	$(BIN)/python benchmarks/loaders.py
+	$(BIN)/python benchmarks/checkpoints.py --out benchmarks/results
+	$(BIN)/python benchmarks/import_time.py
 
 faults: $(VENV)/installed
 	$(BIN)/python benchmarks/faults.py

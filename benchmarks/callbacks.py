@@ -8,7 +8,6 @@ thread that computes.
 import contextlib
 import io
 import os
-import platform
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import overhead
 import torch
+from machine import cpu, versions
 from overhead import BS, LR, N_BATCHES, Batches, Comparison, Loop, Row
 from torch import nn
 from torch.nn import functional as F
@@ -226,8 +226,8 @@ def report(rounds: int, only: str = "") -> dict[str, Any]:
         reads = {row.name: host_reads(row.name) for row in rows}
     return {
         "date": date.today().isoformat(),
-        "cpu": f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}, 1 thread used",
-        "versions": {"python": platform.python_version(), "torch": torch.__version__},
+        "cpu": cpu(),
+        "versions": versions(),
         "rounds": rounds,
         "rows": [{**asdict(row), "host_reads": reads[row.name]} for row in rows],
         "not measured": refused,

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from machine import cpu
 from networks import residual_net, strided_net
 from torch import nn
 
@@ -115,8 +116,8 @@ def as_markdown(all_found: dict[str, dict[str, Any]]) -> str:
     lines = [
         "# What checkpoints cost",
         "",
-        f"{date.today()}, {platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
-        f"threads: {torch.get_num_threads()}. Medians of paired ratios, by `python benchmarks/checkpoints.py`.",
+        f"{date.today()}; {cpu(torch.get_num_threads())}; python {platform.python_version()}, "
+        f"torch {torch.__version__}. Medians of paired ratios, by `python benchmarks/checkpoints.py`.",
     ]
     for title, found in all_found.items():
         lines += ["", f"## {title[0].upper()}{title[1:]}", "", *_table(found)]

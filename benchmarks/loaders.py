@@ -1,8 +1,8 @@
 """Batches per second of `TensorLoader` with `BatchTransform`'s functions, beside a torch `DataLoader` over a dataset.
 
-Images of 28 by 28 pixels in memory, each flipped at random and cropped at random after a padding of 2: a batch at a time
-by ours, a sample at a time in the dataset, without workers and with two. Both are iterated by hand and by a `Learner`
-whose network does nothing. Wall-clock time, because workers compute beside; given are medians over the rounds.
+Images of 28 by 28 pixels in memory, each flipped and cropped at random: a batch at a time by ours, a sample at a time
+in the dataset, without workers and with two. Both are iterated by hand and by a `Learner` whose network does nothing.
+Wall-clock time, because workers compute beside; given are medians over the rounds.
 """
 
 import random

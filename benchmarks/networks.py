@@ -38,3 +38,25 @@ def strided_net() -> nn.Sequential:
         *(conv(1, 16, 2), conv(16, 32, 2), conv(32, 64, 2)),
         *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)),
     )
+
+
+class BasicBlock(nn.Module):
+    """Two convolutions beside a shortcut, which is a convolution of one pixel where the shape changes."""
+
+    def __init__(self, n_in: int, n_out: int, stride: int):
+        super().__init__()
+        self.convs = nn.Sequential(
+            conv(n_in, n_out, stride), nn.Conv2d(n_out, n_out, 3, padding=1, bias=False), nn.BatchNorm2d(n_out)
+        )
+        changed = nn.Sequential(nn.Conv2d(n_in, n_out, 1, stride, bias=False), nn.BatchNorm2d(n_out))
+        self.shortcut = nn.Identity() if (n_in, stride) == (n_out, 1) else changed
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.relu(self.convs(x) + self.shortcut(x))
+
+
+def resnet18() -> nn.Sequential:
+    """ResNet-18 (He et al., arXiv 1512.03385) for images of 32 by 32 pixels: 11,173,962 parameters."""
+    sizes = [(64, 64, 1), (64, 128, 2), (128, 256, 2), (256, 512, 2)]
+    blocks = [BasicBlock(*args) for a, b, stride in sizes for args in ((a, b, stride), (b, b, 1))]
+    return nn.Sequential(conv(3, 64), *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(512, 10))

@@ -6,18 +6,16 @@ parameters and gradients. Given are medians over the rounds, and the quartiles o
 
 import argparse
 import importlib.util
-import os
-import platform
 import random
 import statistics
 import time
 from collections.abc import Callable
 from datetime import date
-from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from machine import cpu, versions
 from torch import nn
 
 import learnloop as ll
@@ -110,10 +108,8 @@ def row_of(one: Comparison, pairs: list[tuple[float, float]]) -> Row:
 
 def as_markdown(rows: list[Row], rounds: int) -> str:
     """The rows as a page of tables."""
-    named = [name for name in ("torch", "fastai") if importlib.util.find_spec(name) is not None]
-    versions = ", ".join([f"python {platform.python_version()}", *(f"{n} {metadata.version(n)}" for n in named)])
-    cpu = f"{os.cpu_count()} cores {platform.machine().replace('_', '-')}, 1 thread used"
-    lines = ["# What a step costs", "", f"{date.today().isoformat()}; {cpu}; {versions}; {rounds} rounds."]
+    names = ", ".join(f"{name} {version}" for name, version in versions("fastai").items())
+    lines = ["# What a step costs", "", f"{date.today().isoformat()}; {cpu()}; {names}; {rounds} rounds."]
     lines += ["", f"{N_TENSORS} tensors of {SHAPE[0]} by {SHAPE[1]} values; ratios to torch's foreach form."]
     for section in dict.fromkeys(row.section for row in rows):
         lines += ["", f"| {section} | ratio | quartiles | ms |", "|---|---:|---:|---:|"]

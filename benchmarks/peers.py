@@ -31,11 +31,17 @@ class Peer(NamedTuple):
     package: str  # what is installed
     train: Callable[[Job], Run]
     validate: Callable[[Job], Run] | None = None  # loss and accuracy on `job.valid`
+    needs: tuple[str, ...] = ()  # what else must be there
     n_handlers: int = 0  # handlers per batch of a listener; 0: the library has no such thing
 
     @property
     def is_installed(self) -> bool:
-        return why_not(self.module) is None
+        return self.reason is None
+
+    @property
+    def reason(self) -> str | None:
+        """Why it cannot be measured here; None where it can."""
+        return next(filter(None, map(why_not, (*self.needs, self.module))), None)
 
     @property
     def version(self) -> str:
@@ -447,6 +453,7 @@ PEERS = (
         "transformers",
         transformers,
         transformers_validation,
+        ("accelerate",),
         n_handlers=4,
     ),
     Peer("fastai", "fastai.basics", "fastai", fastai, fastai_validation, n_handlers=6),
@@ -459,8 +466,7 @@ def installed() -> list[Peer]:
 
 def missing() -> dict[str, str]:
     """The peers that cannot be measured here, and why."""
-    reasons = {peer.name: why_not(peer.module) for peer in PEERS}
-    return {name: reason for name, reason in reasons.items() if reason is not None}
+    return {peer.name: peer.reason for peer in PEERS if peer.reason is not None}
 
 
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

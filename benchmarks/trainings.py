@@ -219,15 +219,15 @@ def row_of(title: str, name: str, pairs: list[tuple[float, float]]) -> Row:
 
 
 def alone(title: str, name: str, epochs: int, n: int | None) -> dict[str, float]:
-    """MB at most, of which after everything was made; tensors that are there after the training and were not before."""
+    """MB at most; tensors that are there after the training and were not before, and the MB in them."""
     make = makers(peer for peer in peers.PEERS if peer.name == name and peer.is_installed)[name]
     run = make(TASKS[title](n), epochs)
     gc.collect()
-    before, (count, size) = peak_mb(), tensors()
+    count, size = tensors()
     run()
     gc.collect()
     after = tensors()
-    return {"peak": peak_mb(), "grown": peak_mb() - before, "tensors": after[0] - count, "kept": after[1] - size}
+    return {"peak": peak_mb(), "tensors": after[0] - count, "kept": after[1] - size}
 
 
 def peak_mb() -> float:
@@ -295,12 +295,12 @@ def as_markdown(found: dict[str, Any]) -> str:
 
 
 def _table(title: str, rows: list[Row]) -> list[str]:
-    titles = ["ratio", "quartiles", "s per epoch", "MB at most", "of it while training", "tensors left", "MB in them"]
+    titles = ["ratio", "quartiles", "s per epoch", "MB at most", "tensors left", "MB in them"]
     lines = [f"| {title} | {' | '.join(titles)} |", "|---|" + "---:|" * len(titles)]
     for row in rows:
         quartiles = f"{row.quartiles[0]:.2f} to {row.quartiles[1]:.2f}"
         cells = [f"{row.ratio:.3f}", "" if row.name == BY_HAND else quartiles, f"{row.seconds:.3f}"]
-        cells += [""] * 4 if row.memory is None else _cells_of(row.memory)
+        cells += [""] * 3 if row.memory is None else _cells_of(row.memory)
         lines.append(f"| {row.name} | {' | '.join(cells)} |")
     return lines
 
@@ -308,7 +308,6 @@ def _table(title: str, rows: list[Row]) -> list[str]:
 def _cells_of(memory: dict[str, float]) -> list[str]:
     return [
         f"{memory['peak']:.0f}",
-        f"{memory['grown']:.0f}",
         f"{memory['tensors']:.0f}",
         f"{memory['kept']:.2f}",
     ]
