@@ -13,6 +13,7 @@ from learnloop.checks.scenes import HEARD, heard_by
 from learnloop.testing import check_callback
 
 pytest.importorskip("schedulefree")
+pytestmark = pytest.mark.timeout(600)  # a second each, or many on a machine that does a lot besides
 
 INSTALLED = [name for name, (_, package, _) in INTEGRATIONS.items() if importlib.util.find_spec(package)]
 NAMES = [*sorted(callbacks()), *INSTALLED]
