@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from learnloop.loop.layers import Layer, put_around, take_away
+
 clock = time.perf_counter_ns
 
 
@@ -202,13 +204,14 @@ class Wrapping:
         self.phase = "between"
         self.opt = self.learn.opt
         self.put: list[tuple[Any, str]] = []
+        self.layers: list[tuple[str, Layer]] = []
 
     def install(self) -> None:
         learn = self.learn
         self._put(learn, "all_batches", self._all_batches(learn.all_batches))
         self._put(learn, "one_batch", self._one_batch(learn.one_batch))
         for method, name in PARTS.items():
-            self._put(learn, method, self._timed(getattr(learn, method), name))
+            self._put_around(method, name)
         if hasattr(self.opt, "zero_grad") and hasattr(self.opt, "__dict__"):
             self._put(self.opt, "zero_grad", self._timed(self.opt.zero_grad, "zero_grad"))
         self._put(learn, "_rebuild", self._rebuild(learn._rebuild))
@@ -218,8 +221,20 @@ class Wrapping:
         owner.__dict__[name] = function
         self.put.append((owner, name))
 
+    def _put_around(self, method: str, name: str) -> None:
+        """Not in its place: others may put something around the same method, and take it away earlier or later."""
+
+        def layer(inner: Callable[[], None]) -> None:
+            self._timed(inner, name)()
+
+        put_around(self.learn, method, layer)
+        self.layers.append((method, layer))
+
     def remove(self) -> None:
         """Takes everything off again; the second time does nothing."""
+        for method, layer in self.layers:
+            take_away(self.learn, method, layer)
+        self.layers = []
         for owner, name in self.put:
             owner.__dict__.pop(name, None)
         if self.put:

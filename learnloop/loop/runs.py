@@ -109,7 +109,9 @@ def _take_callbacks(learn: Any) -> None:
 def end_run(learn: Any, joined: list[Any]) -> None:
     """Lets go of batch, graph and loader, switches every callback on again, removes those that came for the run."""
     learn._release()
-    are_all_in = all(cb.run and learn._takes_part(cb, learn.task, []) for cb in learn.cbs)  # as they are outside of runs
+    are_all_in = all(  # as they are outside of runs
+        cb.run and learn._takes_part(cb, learn.task, []) for cb in learn.cbs
+    )
     for cb in learn.cbs:
         if not cb.run:
             object.__setattr__(cb, "run", True)
