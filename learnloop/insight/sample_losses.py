@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from learnloop import plots
+from learnloop.callbacks.mixing import MixHandler
 from learnloop.data.batches import find_bs, to_detach
 from learnloop.data.keyed import indices_of, preserved_randomness, random_states
 from learnloop.data.once import nth, samples_at
@@ -56,6 +57,9 @@ class SampleLosses(Callback):
             raise ValueError(
                 "SampleLosses needs a loss per sample, but `loss_func` is None: the model reduces its own."
             )
+        mixing = self.learn._grab_cbs(MixHandler)
+        if mixing:
+            raise ValueError(f"{mixing} mixes samples, which then have no loss of their own. Keep it or SampleLosses.")
 
     def before_epoch(self) -> None:
         self._totals, self._counts = torch.zeros(0), torch.zeros(0)

@@ -179,8 +179,9 @@ def test_mixed_samples_have_no_loss_of_their_own():
     x, y = torch.rand(8, 2), torch.arange(8) % 2
     learn = learner(ll.TensorLoader(x, y, bs=4), ll.SampleLosses(), ll.MixUp())
     learn.model, learn.loss_func = nn.Linear(2, 2), nn.CrossEntropyLoss()
-    with pytest.raises(ValueError, match="no loss per sample"):
+    with pytest.raises(ValueError, match=r"\[MixUp\] mixes samples, which then have no loss of their own"):
         learn.fit(1)
+    assert learn.iter is None  # before the first batch
 
 
 # Suspicious ones
