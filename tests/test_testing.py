@@ -352,7 +352,7 @@ class FailsAtOnce(ll.Callback):
         (SwallowsInCleanup, "raises nothing in a cleanup: ZeroDivisionError: no pred"),
         (AddsAnother, "leaves `learn.cbs` as it was"),
         (Redirects, "leaves `learn.logger` as it was"),
-        (TurnsGradientsOff, "leaves gradient mode as it was"),
+        (TurnsGradientsOff, "raises nothing where others cancel: ValueError: `loss_grad` has no graph"),
         (Remembers, "trains again with the numbers of a first fit"),
         (Misspells, "has every attribute that its `_stateattrs` name"),
         (CannotBeStored, "its state can be stored and loaded"),
