@@ -284,7 +284,7 @@ def test_a_class_is_instantiated_and_both_ways_of_adding_return_the_learner():
     assert all(cb.learn is learn for cb in learn.cbs)
 
 
-@pytest.mark.parametrize("cbs", [Counter(), [Counter()], (Counter(),), L(Counter()), (c for c in [Counter()])], ids=str)
+@pytest.mark.parametrize("cbs", [Counter(), [Counter()], (Counter(),), L(Counter()), (c for c in [Counter()])])
 def test_callbacks_are_taken_alone_or_in_a_list_of_any_kind(cbs):
     assert len(learner(cbs=None).add_cbs(cbs).cbs) == 1
 
