@@ -31,7 +31,7 @@ demo: $(VENV)/installed
 	$(BIN)/python -m learnloop demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m 'not slow' $(ARGS)
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .
