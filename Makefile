@@ -31,7 +31,8 @@ demo: $(VENV)/installed
 	$(BIN)/python -m learnloop demo
 
 test: $(VENV)/installed-test
-	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m 'not slow' $(ARGS)
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 8 --dist loadfile -m 'not slow and not timing' $(ARGS)
+	$(BIN)/python -m pytest -q -m timing tests/test_overhead.py tests/test_optimizer_speed.py
 
 lint: $(VENV)/installed-lint
 	$(BIN)/ruff check .

@@ -7,12 +7,14 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.timing
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 
 @pytest.fixture(scope="module")
 def rows():
     """What a short measurement found, by section and name."""
+    sys.path.insert(0, str(BENCHMARKS))  # it imports its neighbours
     spec = importlib.util.spec_from_file_location("optimizers", BENCHMARKS / "optimizers.py")
     module = importlib.util.module_from_spec(spec)
     sys.modules["optimizers"] = module
@@ -24,6 +26,7 @@ def rows():
     finally:
         torch.set_num_threads(threads)
         del sys.modules["optimizers"]
+        sys.path.remove(str(BENCHMARKS))
     return {row.name: row for row in found}
 
 

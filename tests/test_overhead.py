@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+pytestmark = pytest.mark.timing
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 

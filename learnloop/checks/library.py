@@ -33,7 +33,7 @@ INTEGRATIONS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "MLflowCallback": ("mlflow", "mlflow", {"every": 1}),
     "TensorBoardCallback": ("tensorboard", "tensorboard", {"every": 1, "trace_model": False}),
     "TrackioCallback": ("trackio", "trackio", {"project": "toy", "every": 1, "auto_log_cpu": False}),
-    "WandbCallback": ("wandb", "wandb", {"every": 1}),
+    "WandbCallback": ("wandb", "wandb", {"mode": "offline", "every": 1}),
 }
 RECURRENT = ("ModelResetter", "RNNCallback", "RNNRegularizer")
 

@@ -15,7 +15,7 @@ from learnloop.checks.library import callbacks, learner_for, made
 from learnloop.checks.promises import STOPS, is_refusal, not_resumed
 from learnloop.checks.report import said
 from learnloop.checks.scenes import Probe, ProbeError, Scene, survive
-from learnloop.checks.traces import changed, equal, traces
+from learnloop.checks.traces import changed, equal, traces, traces_after
 from learnloop.data.keyed import preserved_randomness
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelBatchException, CancelEpochException, CancelFitException, CancelTrainException
@@ -97,7 +97,7 @@ def _loses_one(case: Case, kept: int) -> None:
     if error is not None and not _needs_the_other(case, kept):
         case.breaks("one can be removed", f"{cbs[1 - kept]!r} in {_TAKEN_OFF[kept]}: {said(error)}")
     learn.remove_cbs(cbs)
-    for name in changed(before, traces(learn)):
+    for name in changed(before, traces_after(before, learn)):
         case.breaks(f"leaves {name} as it was", f"after {cbs[1 - kept]!r} was removed in {_TAKEN_OFF[kept]}")
 
 

@@ -12,7 +12,7 @@ from learnloop.checks.case import N_EPOCH, Case
 from learnloop.checks.reads import HostReads
 from learnloop.checks.report import Verdict, said
 from learnloop.checks.scenes import Probe, heard_by, scenes, survive
-from learnloop.checks.traces import changed, equal, modes, numbers, outcome, through_a_file, traces
+from learnloop.checks.traces import changed, equal, modes, numbers, outcome, through_a_file, traces, traces_after
 from learnloop.data.batches import find_bs
 from learnloop.data.keyed import random_states, set_random_states
 from learnloop.learner import Learner
@@ -83,7 +83,7 @@ def _remove(cbs: list[Callback], probe: Callback) -> None:
 
 def _left_on(learn: Learner, before: dict[str, Any], case: Case) -> Iterator[str]:
     """What a removed callback left on a learner, which a learner that never had it does not show."""
-    for name in changed(before, traces(learn)):
+    for name in changed(before, traces_after(before, learn)):
         yield f"leaves {name} as it was"
     for name in sorted({*vars(learn)} - case.known):
         yield f"leaves no `learn.{name}` behind"

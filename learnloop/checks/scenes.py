@@ -11,7 +11,7 @@ from torch import Tensor
 
 from learnloop.checks.case import N_EPOCH, Case
 from learnloop.checks.report import said
-from learnloop.checks.traces import attributes_with, changed, equal, modes, tensors_of, traces, train_mode
+from learnloop.checks.traces import attributes_with, changed, equal, modes, tensors_of, traces, traces_after, train_mode
 from learnloop.loop.callback import Callback, handled_events
 from learnloop.loop.cancel import CancelException
 from learnloop.loop.events import BATCH_EVENTS, EVENTS
@@ -158,7 +158,7 @@ class Bench:
                 yield f"raises nothing in a cleanup: {note.removeprefix('also raised: ').partition(' (raised by')[0]}"
 
     def _left_behind(self) -> Iterator[str]:
-        for name in changed(self.traces, traces(self.learn)):
+        for name in changed(self.traces, traces_after(self.traces, self.learn)):
             yield f"leaves {name} as it was"
         for name in sorted({*vars(self.learn)} - self.attributes):
             yield f"leaves no `learn.{name}` behind"

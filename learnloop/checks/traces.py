@@ -4,6 +4,7 @@ import io
 import os
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -18,6 +19,7 @@ _SETTINGS = ("model", "loss_func", "logger", "dls", "opt_func", "splitter", "pat
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _OPEN_FILES = "/proc/self/fd"
 _HAS_OPEN_FILES = os.path.isdir(_OPEN_FILES)
+_ENDING = ("the number of threads", "the number of open files")
 
 
 def traces(learn: Learner) -> dict[str, Any]:
@@ -37,6 +39,16 @@ def traces(learn: Learner) -> dict[str, Any]:
         "the number of threads": threading.active_count(),
         "the number of open files": len(os.listdir(_OPEN_FILES)) if _HAS_OPEN_FILES else None,
     }
+
+
+def traces_after(before: dict[str, Any], learn: Learner) -> dict[str, Any]:
+    """The same once more; threads that are on their way to their end, and their files, have two seconds for it."""
+    deadline = time.monotonic() + 2.0
+    now = traces(learn)
+    while any((now[name] or 0) > (before[name] or 0) for name in _ENDING) and time.monotonic() < deadline:
+        time.sleep(0.01)
+        now = traces(learn)
+    return now
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:

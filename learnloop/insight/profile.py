@@ -163,6 +163,7 @@ class ProfileCallback(Callback):
     """
 
     order, reads_only = -100_000, True
+    acts_outside = True  # it replaces the tables of handlers, which a dry run does too
     tasks = ("fit", "lr_find")
     name = "profiler"  # `learn.profile` is the verb
 

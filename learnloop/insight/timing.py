@@ -30,7 +30,6 @@ class Part(NamedTuple):
 
 #: Methods of a learner, and the part that each of them is.
 PARTS = {
-    "_moved": "to device",
     "_predict": "forward",
     "_compute_loss": "loss",
     "_backward": "backward",
@@ -210,6 +209,7 @@ class Wrapping:
         learn = self.learn
         self._put(learn, "all_batches", self._all_batches(learn.all_batches))
         self._put(learn, "one_batch", self._one_batch(learn.one_batch))
+        self._put(learn, "_moved", self._timed(learn._moved, "to device"))
         for method, name in PARTS.items():
             self._put_around(method, name)
         if hasattr(self.opt, "zero_grad") and hasattr(self.opt, "__dict__"):
@@ -222,7 +222,7 @@ class Wrapping:
         self.put.append((owner, name))
 
     def _put_around(self, method: str, name: str) -> None:
-        """Not in its place: others may put something around the same method, and take it away earlier or later."""
+        """Not in its place: others may put something around the same step, and take it away earlier or later."""
 
         def layer(inner: Callable[[], None]) -> None:
             self._timed(inner, name)()

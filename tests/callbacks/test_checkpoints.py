@@ -673,7 +673,10 @@ def spoil(folder):
 
 def mend(folder):
     folder.unlink()
-    folder.with_name("aside").rename(folder)
+    folder.mkdir(exist_ok=True)  # a file on its way may have made it already
+    for path in folder.with_name("aside").iterdir():
+        path.rename(folder / path.name)
+    folder.with_name("aside").rmdir()
 
 
 def at_batch(number, action):
