@@ -12,12 +12,12 @@ from torch import nn
 
 from learnloop import html, plots
 from learnloop.callbacks.execution import Compile
-from learnloop.insight.timing import LOOP, PARTS, DeviceTimes, HostReads, Interval, Part, Stopwatch, Wrapping
+from learnloop.insight.timing import LOOP, MOVING, PARTS, DeviceTimes, HostReads, Interval, Part, Stopwatch, Wrapping
 from learnloop.loop.callback import Callback
 from learnloop.loop.fits import FitCall, run_trial
 
 #: The order of the loop's parts in the table; callbacks follow, the longest first.
-ORDER = ("loader", *PARTS.values(), "zero_grad", LOOP)
+ORDER = ("loader", MOVING, *PARTS.values(), "zero_grad", LOOP)
 WAITS_TOO_LONG = 0.4  # part of the time from which a loader is said to keep the model waiting
 
 

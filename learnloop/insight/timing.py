@@ -35,7 +35,7 @@ PARTS = {
     "_backward": "backward",
     "_step": "step",
 }
-LOOP, LOADER = "loop", "loader"
+LOOP, LOADER, MOVING = "loop", "loader", "to device"
 
 
 class Interval(NamedTuple):
@@ -209,7 +209,7 @@ class Wrapping:
         learn = self.learn
         self._put(learn, "all_batches", self._all_batches(learn.all_batches))
         self._put(learn, "one_batch", self._one_batch(learn.one_batch))
-        self._put(learn, "_moved", self._timed(learn._moved, "to device"))
+        self._put(learn, "_moved", self._timed(learn._moved, MOVING))
         for method, name in PARTS.items():
             self._put_around(method, name)
         if hasattr(self.opt, "zero_grad") and hasattr(self.opt, "__dict__"):
