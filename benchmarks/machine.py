@@ -3,23 +3,14 @@
 import os
 import platform
 from importlib import metadata
-from pathlib import Path
+
+from learnloop.machine import cpu_model
 
 
 def cpu(threads: int = 1) -> str:
     """The processor, how many of its cores are there, and how many threads computed."""
     used = f"{threads} thread{'s' if threads > 1 else ''} used"
     return f"{cpu_model()}, {n_cores()} cores, {used}"
-
-
-def cpu_model() -> str:
-    """As Linux names it; elsewhere the architecture."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return next(iter(names), platform.processor() or platform.machine())
 
 
 def n_cores() -> int:

@@ -60,14 +60,14 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "platform": f"{platform.system()} {platform.machine()}",
-        "cpu": _cpu(),
+        "cpu": cpu_model(),
         "threads": torch.get_num_threads(),
         "gpu": torch.cuda.get_device_name() if cuda else None,
     }
 
 
 @lru_cache
-def _cpu() -> str:
+def cpu_model() -> str:
     """The model of the processor; where the system does not tell, its architecture."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

@@ -75,3 +75,21 @@ def raise_at(event_name, error, training=None):
 def weights(learn):
     """The model's parameters as one vector."""
     return torch.cat([p.detach().flatten().clone() for p in learn.model.parameters()])
+
+
+class Noise(Callback):
+    """Adds something to the inputs, in training."""
+
+    order, run_valid = 5, False
+
+    def before_batch(self):
+        self.learn.xb = (self.x + 1,)
+
+
+class Shrink(Callback):
+    """Another that changes the inputs, in both phases."""
+
+    order = 7
+
+    def before_batch(self):
+        self.x.mul_(0.5)

@@ -38,18 +38,28 @@ _END = object()
 
 def phase_batches(learn: Any, start: int) -> Iterator[Any]:
     """The batches of the phase that `learn` is in, from `start` on."""
-    if learn.training and learn._passes is not None and not learn._depth:
+    if _counts_updates(learn):
         stream = _stretch(learn)
     else:
-        stream = _one_pass(learn, learn.dl, learn.epoch if learn.task == "fit" else 0, start, learn.training)
+        stream = _one_pass(learn, learn.dl, _pass_of_phase(learn), start, learn.training)
     return stream if learn._at_most is None else _first(stream, learn._at_most)
 
 
 def place(learn: Any) -> tuple[Any, int, int]:
     """Where the batch in hand comes from: the loader, the number of the pass over it, the batch's number in that."""
-    if learn.training and learn._passes is not None and not learn._depth:
+    if _counts_updates(learn):
         return learn._passes.dl, learn._passes.number, learn._passes.taken - 1
-    return learn.dl, learn.epoch if learn.task == "fit" else 0, learn.iter
+    return learn.dl, _pass_of_phase(learn), learn.iter
+
+
+def _counts_updates(learn: Any) -> bool:
+    """Whether this is a training phase that goes pass after pass over its loader."""
+    return learn.training and learn._passes is not None and not learn._depth
+
+
+def _pass_of_phase(learn: Any) -> int:
+    """The number of the pass that a phase is, where each phase is one."""
+    return learn.epoch if learn.task == "fit" else 0
 
 
 def sample_numbers(learn: Any, ahead: int = 0) -> list[Any] | None:

@@ -8,24 +8,7 @@ import learnloop as ll
 from learnloop import Callback
 from learnloop.insight.conflicts import Conflict, span_of
 from learnloop.testing import toy_learner
-
-
-class Noise(Callback):
-    """Adds something to the inputs, in training."""
-
-    order, run_valid = 5, False
-
-    def before_batch(self):
-        self.learn.xb = (self.x + 1,)
-
-
-class Shrink(Callback):
-    """Another that changes the inputs, in both phases."""
-
-    order = 7
-
-    def before_batch(self):
-        self.x.mul_(0.5)
+from tests.toys import Noise, Shrink
 
 
 def conflicts(*cbs):

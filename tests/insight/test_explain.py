@@ -19,6 +19,7 @@ from learnloop import Callback
 from learnloop.data import transforms
 from learnloop.loop.state import capture, same
 from learnloop.testing import toy_learner
+from tests.toys import Noise, Shrink
 
 PARAMS, BUFFERS = "parameters", "buffers"
 #: What each public callback writes, by event, in a fit of two epochs: written by hand, from what its code says.
@@ -257,24 +258,6 @@ def test_what_every_fit_has_is_free_of_conflicts():
 
 
 # The verbs
-
-
-class Noise(Callback):
-    """Adds something to the inputs, in training."""
-
-    order, run_valid = 5, False
-
-    def before_batch(self):
-        self.learn.xb = (self.x + 1,)
-
-
-class Shrink(Callback):
-    """Another that changes the inputs, in both phases."""
-
-    order = 7
-
-    def before_batch(self):
-        self.x.mul_(0.5)
 
 
 class Late(Callback):
