@@ -149,11 +149,11 @@ def one_run(n_workers: int, delays: list[float], expected: Any) -> tuple[str, li
 
 def _shot_at(learn: Learner, shooter: Shooter) -> str:
     """How a fit ended; a second signal may come when the first has already left it."""
-    how = MISSED[0]
     try:
-        shooter.thread.start()
         try:
+            shooter.thread.start()
             train(learn)
+            how = MISSED[0]
         except KeyboardInterrupt as interrupt:
             how = _kind_of(interrupt)
         shooter.wait()

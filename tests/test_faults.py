@@ -185,7 +185,7 @@ def error_of(run, kind=Mine):
             run()
         except kind as error:
             return error.with_traceback(None), "\n".join(error.__notes__)
-    raise AssertionError(f"no {kind.__name__} came out")
+    raise AssertionError(f"no {kind} came out")
 
 
 @pytest.fixture
@@ -348,8 +348,8 @@ def test_a_worker_that_dies_or_hangs_ends_the_fit_and_is_gone(
     learn = learner(tmp_path, faults, **options)
     before = traces(learn)
     faults.place, faults.at, faults.act = "data", 2 * BS + 1, act
-    error, notes = error_of(lambda: learn.fit(1), RuntimeError)
-    assert re.search(said, str(error))
+    error, notes = error_of(lambda: learn.fit(1), (RuntimeError, ConnectionError, EOFError))
+    assert re.search(said, str(error)) or (act is kill and "died while it handed over a batch" in notes)
     waiting = (
         r"raised by the training loader, on its way to the next batch, number \d of epoch 0, train\n  waiting for sam"
     )
@@ -367,6 +367,20 @@ def test_a_worker_that_dies_or_hangs_ends_the_fit_and_is_gone(
     assert not persistent or multiprocessing.active_children()
     learn.dls = None
     gc.collect()  # with the loader its workers end
+
+
+def test_a_line_that_breaks_while_a_worker_hands_over_is_told_as_its_death(faults, tmp_path, monkeypatch, capsys):
+    def breaks(iterator):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    learn = learner(tmp_path, faults, [], num_workers=1)
+    monkeypatch.setattr(torch.utils.data.dataloader._MultiProcessingDataLoaderIter, "_next_data", breaks)
+    _, notes = error_of(lambda: learn.fit(1), ConnectionResetError)
+    assert notes.endswith("\n  a data worker died while it handed over a batch")
+    learn = learner(tmp_path, faults, [])
+    faults.place, faults.at, faults.act = "data", 2, lambda: breaks(None)  # a dataset that reads from the network
+    _, notes = error_of(lambda: learn.fit(1), ConnectionResetError)
+    assert "worker" not in notes
 
 
 # Memory

@@ -454,7 +454,7 @@ learner(Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT))).fit
 def test_real_signals_at_random_moments_leave_cleanups_learner_and_weights_whole():
     command = [sys.executable, "benchmarks/interrupts.py", "30", "--seed", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=100)
-    assert done.stdout.splitlines()[-1] == "30 fits hit, 0 problems", done.stdout + done.stderr
+    assert "30 fits hit, 0 problems" in done.stdout.splitlines(), f"{done.returncode}: {done.stdout}{done.stderr}"
 
 
 @pytest.fixture
