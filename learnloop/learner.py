@@ -29,7 +29,8 @@ from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.checkpoint import SAFETENSORS, load_model, save_model, weights_path
 from learnloop.data.batches import to_detach
 from learnloop.data.keyed import draw_seed, preserved_randomness
-from learnloop.data.once import first_sample, in_dataset_order, label_of, once, one_item_batch
+from learnloop.data.once import first_sample, in_dataset_order, once, one_item_batch
+from learnloop.data.show import label_of
 from learnloop.export import export
 from learnloop.insight.check import check
 from learnloop.insight.explain import DryRun, Text, outline, rehearse

@@ -30,8 +30,17 @@ class ParameterModule(Module):
         return x
 
 
+def checked_module(module: Any, function: str) -> nn.Module:
+    """The module itself; TypeError where a function that looks at one was given something else."""
+    if not isinstance(module, nn.Module):
+        hint = " Pass `learn.model`." if hasattr(module, "dls") else ""
+        raise TypeError(f"`{function}` takes a torch module, and got something of type {type(module).__name__}.{hint}")
+    return module
+
+
 def flatten_model(model: nn.Module) -> list[nn.Module]:
     """The modules without children, in order, each once; a container's own parameters follow what it contains."""
+    checked_module(model, "flatten_model")
     return list(_parts(model, set()))
 
 
@@ -59,10 +68,10 @@ def one_param(model: nn.Module) -> nn.Parameter | None:
 
 def has_params(module: nn.Module) -> bool:
     """Whether it has a parameter, its own or in its parts."""
-    return one_param(module) is not None
+    return one_param(checked_module(module, "has_params")) is not None
 
 
 def total_params(module: nn.Module) -> tuple[int, bool]:
     """How many numbers its parameters hold, and whether any of them is trained."""
-    parameters = list(module.parameters())
+    parameters = list(checked_module(module, "total_params").parameters())
     return sum(p.numel() for p in parameters), any(p.requires_grad for p in parameters)

@@ -286,7 +286,12 @@ def plot_histories(
 
     A Recorder forgets its rows when the next fit begins: keep `learn.recorder.history` of the one before.
     """
-    rows = {name: list(getattr(h, "history", h)) for name, h in histories.items()}
+    if not isinstance(histories, Mapping):
+        raise TypeError(
+            "`plot_histories` takes trainings by name, such as `{'adam': learn.recorder}`, and got something of type "
+            f"{type(histories).__name__}."
+        )
+    rows = {name: list(h.history if hasattr(h, "history") else h) for name, h in histories.items()}
     known = list(dict.fromkeys(k for of in rows.values() for row in of for k in row if k not in ("epoch", "time")))
     wanted = known if columns is None else [columns] if isinstance(columns, str) else list(columns)
     unknown = [c for c in wanted if c not in known]

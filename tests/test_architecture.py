@@ -19,7 +19,7 @@ LAYERS = (
     "html",
     "loop.events  loop.cancel  optim.schedules  data.batches  data.datasets  data.transforms  losses  plots  machine",
     "loop.layers",
-    "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  metrics  insight.hooks",
+    "modules  seeds  loop.ordering  loop.kept  loop.notes  data.keyed  data.tensors  data.show  metrics  insight.hooks",
     "data.ahead  data.loaders  optim  scores",
     "loop.callback  sklearn_scores  data.once",
     "loop.interrupt  loop.state  loop.dispatch",
@@ -41,7 +41,7 @@ LAYERS = (
 )
 #: What the modules of a folder may import at all.
 FOLDERS = {
-    "data": {"data", "html"},
+    "data": {"data", "html", "plots"},
     "optim": {"optim", "html"},
     "loop": {"loop", "data", "html"},
     "callbacks": {

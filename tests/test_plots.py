@@ -192,3 +192,8 @@ def test_a_picture_is_a_png_and_leaves_no_figure_behind():
     fig, _ = subplots(1)
     assert as_png(fig).startswith(b"\x89PNG")
     assert plt.get_fignums() == []
+
+
+def test_trainings_are_plotted_by_name():
+    with pytest.raises(TypeError, match=r"^`plot_histories` takes trainings by name, .* something of type list\.$"):
+        plot_histories([])

@@ -124,6 +124,9 @@ class RNNRegularizer(Callback):
     order, run_valid = RNNCallback.order + 1, False
 
     def __init__(self, alpha: float = 0.0, beta: float = 0.0):
+        for name, rate in (("alpha", alpha), ("beta", beta)):
+            if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not rate >= 0:
+                raise ValueError(f"`{name}={rate!r}`: pass how much of the penalty is added, a number of 0 or more.")
         self.alpha, self.beta = alpha, beta
 
     def before_fit(self) -> None:

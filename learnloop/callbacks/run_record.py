@@ -53,6 +53,8 @@ class RunRecord(Reports):
         samples: int = 4,  # of each dataset, to tell data of the same shapes apart; read for a second at most
     ):
         super().__init__(every)
+        if isinstance(samples, bool) or not isinstance(samples, int) or samples < 0:
+            raise ValueError(f"`samples={samples!r}`: pass how many samples of a dataset are read, 0 for none.")
         self.path, self.samples = Path(path), samples
         self.record: dict[str, Any] = {}  # the first line of the last fit
         self.seconds = 0.0  # of the last fit, up to its end or to where it was stopped

@@ -11,13 +11,45 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from learnloop import html
 from learnloop.data.batches import default_device, split, to_device
-from learnloop.data.keyed import Key, batches, draw_seed, length, preserved_randomness
+from learnloop.data.keyed import Key, batches, draw_seed, is_keyed, length, preserved_randomness
+from learnloop.data.show import draw_batch
 
 
 def known_n_inp(dls: Any, dl: Any) -> int | None:
     """How many elements of a batch are inputs, as far as loaders say so; reads no batch."""
     known = dls._n_inp if isinstance(dls, DataLoaders) else getattr(dls, "n_inp", None)
     return getattr(dl, "n_inp", None) if known is None else known
+
+
+def first_batch(dls: Any, dl: Any) -> Any:
+    """The first batch of a loader; moves no random generator."""
+    with preserved_randomness():
+        keyed = is_keyed(dl, getattr(dls, "keyed", True))
+        stream = batches(dl, Key(getattr(dls, "seed", None) or 0, 0)) if keyed else iter(dl)
+        for batch in stream:
+            return batch
+    raise ValueError(f"the {type(dl).__name__} is empty: it yields no batch.")
+
+
+def split_batch(dls: Any, dl: Any, batch: Any) -> tuple[Any, Any]:
+    """Inputs and targets of a batch, unwrapped where there is one of them; no targets are an empty tuple."""
+    xb, yb = split(batch, known_n_inp(dls, dl), getattr(dls, "targets", None))
+    return (xb[0] if len(xb) == 1 else xb), (yb[0] if len(yb) == 1 else yb)
+
+
+def vocab_of(dls: Any, dl: Any) -> Any:
+    """The names of the classes: of the loader or of `dls`; None where neither has any."""
+    found = [getattr(owner, "vocab", None) for owner in (dl, dls)]
+    vocab = next((v for v in found if v is not None), None)
+    if vocab is not None and len(vocab) and isinstance(vocab[-1], (list, tuple)):
+        return vocab[-1]  # of texts: the words, then the classes
+    return vocab
+
+
+def show_batch_of(dls: Any, dl: Any, max_n: int = 9, **kwargs: Any) -> Any:
+    """Draws the first samples of a loader with their targets, and returns the figure; `kwargs`: cols, figsize."""
+    xb, yb = split_batch(dls, dl, first_batch(dls, dl))
+    return draw_batch(xb, yb, vocab_of(dls, dl), max_n, **kwargs)
 
 
 def names_of(dls: Any) -> list[str | None]:
@@ -222,6 +254,13 @@ class DataLoaders:
             for batch in stream:
                 return to_device(batch, self.device)
         raise ValueError("the training loader is empty: it yields no batch.")
+
+    def show_batch(self, ds_idx: int | str = 0, max_n: int = 9, **kwargs: Any) -> Any:
+        """Draws the first samples of a loader with their targets; `kwargs`: cols, figsize. Returns the figure.
+
+        Images have the shape (c, h, w) or (h, w), vectors are lines, anything else is text; `dls.vocab` names classes.
+        """
+        return show_batch_of(self, self[ds_idx], max_n, **kwargs)
 
     def test_dl(self, items: Any, bs: int | None = None, **kwargs: Any) -> Any:
         """An unshuffled loader over `items` (tensors, a dataset, a list), otherwise like the validation loader."""

@@ -15,9 +15,10 @@ from torch.utils.data import (
     default_collate,
 )
 
-from learnloop.data.batches import elements, find_bs, rebuilt
+from learnloop.data.batches import find_bs, rebuilt
 from learnloop.data.keyed import is_plain, preserved_randomness
 from learnloop.data.loaders import TensorLoader
+from learnloop.data.show import nth
 from learnloop.data.tensors import to_concat
 
 #: Samplers that draw from the whole dataset; unshuffled, each of its samples comes once.
@@ -117,19 +118,6 @@ def _picked(stream: Any, indices: list[int]) -> Any:
     return to_concat(found[i] for i in indices)
 
 
-def nth(batch: Any, i: int | slice) -> Any:
-    """A sample of a batch of any structure, or several; a list without tensors has an element per sample."""
-    if isinstance(batch, Tensor):
-        return batch[i] if batch.ndim else batch
-    if isinstance(batch, (list, L)) and not any(map(_is_structured, batch)):
-        return batch[i]
-    return rebuilt(batch, lambda part: nth(part, i))
-
-
-def _is_structured(x: Any) -> bool:
-    return isinstance(x, Tensor) or elements(x) is not None
-
-
 class OneItem(list):
     """A loader of one ready batch, which says how many of its elements are inputs."""
 
@@ -153,12 +141,3 @@ def one_item_batch(dls: Any, item: Any) -> OneItem:
 def first_sample(value: Any) -> Any:
     """The first sample of what was gathered, of any structure."""
     return value[0] if isinstance(value, (Tensor, L)) else rebuilt(value, first_sample)
-
-
-def label_of(vocab: Any, decoded: Any) -> Any:
-    """The name of a decoded prediction: of its class, or of the classes that are there; itself where none is known."""
-    if vocab is None or not isinstance(decoded, Tensor) or decoded.is_floating_point():
-        return decoded
-    if decoded.dtype == torch.bool:
-        return [name for name, there in zip(vocab, decoded.tolist(), strict=True) if there]
-    return vocab[int(decoded)] if decoded.ndim == 0 else [vocab[i] for i in decoded.tolist()]

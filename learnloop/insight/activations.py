@@ -39,7 +39,7 @@ class HookCallback(Callback):
     ):
         if every is not None and (isinstance(every, bool) or not isinstance(every, int) or every < 1):
             raise ValueError(f"`every={every!r}`: pass a whole number of batches, 1 or more, or None for all.")
-        self.modules: list[nn.Module] = [modules] if isinstance(modules, nn.Module) else list(modules or [])
+        self.modules = _checked(modules)
         self.every, self.remove_end, self.is_forward, self.detach, self.cpu = every, remove_end, is_forward, detach, cpu
         self.include_paramless, self._finds_modules = include_paramless, modules is None
         if hook is not None:
@@ -89,6 +89,16 @@ class HookCallback(Callback):
     def _remove(self) -> None:
         if self.hooks is not None:
             self.hooks.remove()
+
+
+def _checked(modules: nn.Module | Sequence[nn.Module] | None) -> list[nn.Module]:
+    """The modules as a list; TypeError for anything else among them."""
+    is_one = isinstance(modules, (nn.Module, str)) or not hasattr(modules, "__iter__")
+    found: list[Any] = [] if modules is None else [modules] if is_one else list(modules)  # type: ignore[arg-type]
+    wrong = [m for m in found if not isinstance(m, nn.Module)]
+    if wrong:
+        raise TypeError(f"`modules` takes torch modules, such as `learn.model[0]`, and got {wrong[0]!r}.")
+    return found
 
 
 def layers_of(model: Any, include_paramless: bool = False) -> list[nn.Module]:
@@ -234,12 +244,11 @@ class ActivationStats(HookCallback):
 
     def _of_layer(self, idx: int | str, output: int) -> Tensor:
         """One output of a layer, shape (batches, numbers); NaN where it did not run."""
-        if not self._parts:
-            raise RuntimeError("no batch was looked at yet. Train first, with this callback on the learner.")
         i = self._number_of(idx)
         return torch.cat([_of_output(rows.numbers(), layout, i, output) for layout, rows in self._parts])
 
     def _number_of(self, idx: int | str) -> int:
+        self._check_seen()
         if isinstance(idx, str):
             if idx not in self.names:
                 raise KeyError(f"no layer `{idx}` was looked at; there is {', '.join(self.names)}.")
@@ -247,6 +256,10 @@ class ActivationStats(HookCallback):
         if not -len(self.names) <= idx < len(self.names):
             raise IndexError(f"there is no layer {idx}: {len(self.names)} were looked at, numbered from 0.")
         return idx % len(self.names)
+
+    def _check_seen(self) -> None:
+        if not self._parts:
+            raise RuntimeError("no batch was looked at yet. Train first, with this callback on the learner.")
 
     def color_dim(
         self,
@@ -261,6 +274,7 @@ class ActivationStats(HookCallback):
 
     def plot_hist(self, cols: int = 2, figsize: tuple[float, float] | None = None) -> Any:
         """`color_dim` of every layer; returns the figure."""
+        self._check_seen()
         fig, axes = plots.subplots(len(self.names), cols, figsize or _size(len(self.names), cols))
         for i, ax in enumerate(axes):
             self.color_dim(i, ax=ax)
@@ -268,6 +282,7 @@ class ActivationStats(HookCallback):
 
     def plot_layer_stats(self, idx: int | str | None = None, figsize: tuple[float, float] = (12, 3)) -> Any:
         """Mean, deviation and share near zero over the batches, of one layer or of all; returns the figure."""
+        self._check_seen()
         wanted = range(len(self.names)) if idx is None else [self._number_of(idx)]
         lines = {self.names[i]: self.layer_stats(i) for i in wanted}
         fig, axes = plots.subplots(3, 3, figsize)

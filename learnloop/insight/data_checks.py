@@ -15,7 +15,8 @@ from learnloop.callbacks.sampling import WeightedSampling
 from learnloop.data.batches import find_bs, leaves, split
 from learnloop.data.keyed import Key, batches, indices_of, is_list, is_plain, length, preserved_randomness
 from learnloop.data.loaders import TensorLoader, known_n_inp
-from learnloop.data.once import nth, once, samples_at
+from learnloop.data.once import once, samples_at
+from learnloop.data.show import nth
 from learnloop.insight.findings import FAULT, OK, WARNING, Finding, NotApplicable
 from learnloop.insight.subject import Subject
 from learnloop.insight.trials import Probe, Ready, check_readable, evaluate, read, train

@@ -11,18 +11,10 @@ from torch import Tensor, nn
 from learnloop import plots
 from learnloop.data.batches import find_bs, rebuilt
 from learnloop.data.keyed import is_plain
-from learnloop.data.loaders import TensorLoader
-from learnloop.data.once import nth, once, samples_at
-from learnloop.insight.samples import (
-    as_targets,
-    color_of,
-    drawable,
-    label_text,
-    loader_of,
-    result_title,
-    split_batch,
-    vocab_of,
-)
+from learnloop.data.loaders import TensorLoader, split_batch, vocab_of
+from learnloop.data.once import once, samples_at
+from learnloop.data.show import drawable, label_text, nth
+from learnloop.insight.samples import as_targets, color_of, loader_of, result_title
 
 
 class Interpretation:
@@ -39,7 +31,7 @@ class Interpretation:
         act: Any = None,  # applied to the model's outputs; None: `loss_func.activation`
     ):
         self.learn, self.dl, self.losses, self.act = learn, dl, losses, act
-        self.vocab = vocab_of(learn, dl)
+        self.vocab = vocab_of(learn.dls, dl)
         self._gathered: tuple[Any, Any, Any] | None = None
 
     @classmethod
@@ -53,7 +45,7 @@ class Interpretation:
         """Predicts a whole set once; nothing of the learner moves."""
         loader = loader_of(learn, ds_idx, dl)
         fixed, _ = once(loader)
-        if vocab_of(learn, loader) is not None and not hasattr(fixed, "vocab") and hasattr(loader, "vocab"):
+        if vocab_of(learn.dls, loader) is not None and not hasattr(fixed, "vocab") and hasattr(loader, "vocab"):
             fixed.vocab = loader.vocab
         preds, targets, decoded, losses = learn.get_preds(dl=fixed, with_decoded=True, with_loss=True, act=act)
         made = cls(learn, fixed, losses, act)
@@ -92,7 +84,7 @@ class Interpretation:
 
     def _inputs(self, idxs: list[int]) -> Any:
         batch = samples_at(self.dl, [self._place(i) for i in idxs])
-        return split_batch(self.learn, self.dl, batch)[0]
+        return split_batch(self.learn.dls, self.dl, batch)[0]
 
     def _place(self, i: int) -> int:
         """The number in the dataset of a sample in ours: the same, unless the loader has a part of it."""
@@ -111,6 +103,8 @@ class Interpretation:
         items: bool = False,  # the dataset's samples too
     ) -> tuple[Any, ...]:
         """The largest losses and the numbers of their samples, the largest first: `(losses, idxs, [items])`."""
+        if k is not None and (isinstance(k, bool) or not isinstance(k, int) or k < 1):
+            raise ValueError(f"`k={k!r}`: pass how many samples, 1 or more, or None for all of them.")
         n = len(self.losses) if k is None else min(k, len(self.losses))
         losses, idxs = self.losses.topk(n, largest=largest)
         if not items:
@@ -174,6 +168,11 @@ class ClassificationInterpretation(Interpretation):
             raise ValueError(
                 f"a confusion matrix needs one class per sample; predictions are {_form(decoded)}, targets "
                 f"{_form(targets)}. Use `Interpretation` for anything else."
+            )
+        if targets.is_floating_point() or decoded.is_floating_point():
+            raise ValueError(
+                f"a confusion matrix needs classes; predictions are {_dtype(decoded)}, targets {_dtype(targets)}. "
+                "Use `Interpretation` for a regression."
             )
         if decoded.dtype == torch.bool and decoded.ndim > 1 and decoded.shape[1] > 1:
             raise ValueError("these samples have several labels each, and a confusion matrix needs one per sample.")
@@ -260,6 +259,10 @@ def _rows(value: Any, rows: Tensor) -> Any:
     if isinstance(value, (list, L)):
         return L(value[i] for i in rows.tolist())
     return value[rows] if isinstance(value, Tensor) else rebuilt(value, lambda part: _rows(part, rows))
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
 
 
 def _form(value: Any) -> str:

@@ -10,8 +10,9 @@ from learnloop import plots
 from learnloop.callbacks.mixing import MixHandler
 from learnloop.data.batches import find_bs, to_detach
 from learnloop.data.keyed import indices_of, preserved_randomness, random_states
-from learnloop.data.once import nth, samples_at
-from learnloop.insight.samples import drawable, label_text, split_batch, vocab_of
+from learnloop.data.loaders import split_batch, vocab_of
+from learnloop.data.once import samples_at
+from learnloop.data.show import drawable, label_text, nth
 from learnloop.loop.callback import Callback
 from learnloop.loop.passes import key_of, place
 from learnloop.losses import per_sample, unreduced
@@ -187,8 +188,8 @@ class SampleLosses(Callback):
             raise RuntimeError("SampleLosses is on no learner any more, from whose loader it would read the samples.")
         _, idxs = self.suspicious(k)
         dl = self.learn.dls.train if dl is None else dl
-        xb, yb = split_batch(self.learn, dl, samples_at(dl, idxs.tolist()))
-        means, vocab = self.losses.nanmean(0), vocab_of(self.learn, dl)
+        xb, yb = split_batch(self.learn.dls, dl, samples_at(dl, idxs.tolist()))
+        means, vocab = self.losses.nanmean(0), vocab_of(self.learn.dls, dl)
         rows = list(enumerate(idxs.tolist()))
         titles = [f"{i}: {label_text(vocab, nth(yb, row))}\n{means[i]:.2f}" for row, i in rows]
         fig = plots.plot_samples([drawable(nth(xb, row)) for row, _ in rows], titles, cols=cols, figsize=figsize)

@@ -17,7 +17,7 @@ from learnloop.data.keyed import preserved_randomness
 from learnloop.data.loaders import known_n_inp
 from learnloop.insight.hooks import Hooks, hook_outputs
 from learnloop.loop.dispatch import listed
-from learnloop.modules import flatten_model, one_param
+from learnloop.modules import checked_module, flatten_model, one_param
 from learnloop.optim.groups import as_groups, with_names
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd,)
@@ -165,6 +165,9 @@ def layer_info(learn: Any, *xb: Any) -> L:
     `same` says whether the output has the shape of the input, but for the first dimension. Of a layer without
     parameters `params` and `trainable` are empty strings, as in fastai.
     """
+    if not hasattr(learn, "model") or not xb:
+        given = "no input" if hasattr(learn, "model") else f"something of type {type(learn).__name__}"
+        raise TypeError(f"`layer_info(learn, xb)` takes a Learner and inputs of its model, and got {given}.")
     found: list[LayerInfo] = []
 
     def note(m: nn.Module, inputs: Any, output: Any) -> None:
@@ -371,6 +374,7 @@ def model_sizes(
     size: tuple[int, int] = (64, 64),  # height and width of an image
 ) -> list[Any]:
     """The shapes of the outputs of a model's children for one image of zeros; its modes stay as they were."""
+    in_channels(checked_module(m, "model_sizes"))
     with hook_outputs(list(m.children())) as hooks, _evaluating(m), torch.no_grad():
         m(one_param(m).new_zeros(1, in_channels(m), *size))  # type: ignore[union-attr]
         return [_shape(hook.stored) for hook in hooks]
@@ -386,6 +390,7 @@ def in_channels(m: nn.Module) -> int:
 
 def num_features_model(m: nn.Module) -> int:
     """How many channels come out of a model of images: tried with larger and larger images, from 32 to 2048 pixels."""
+    in_channels(checked_module(m, "num_features_model"))
     size = 32
     while True:
         try:

@@ -226,3 +226,9 @@ def loss_of_first(pred, target):
 )
 def test_they_keep_the_promises(make, beside):
     assert check_callback(make, lambda: small_learner(*beside)).broken == {}
+
+
+@pytest.mark.parametrize(("rates", "said"), [((-1.0,), "alpha=-1.0"), ((0, "a"), "beta='a'"), ((True,), "alpha=True")])
+def test_the_rates_of_the_penalties_are_numbers_from_zero(rates, said):
+    with pytest.raises(ValueError, match=f"^`{said}`: pass how much of the penalty is added, a number of 0 or more.$"):
+        ll.RNNRegularizer(*rates)

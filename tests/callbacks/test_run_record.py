@@ -336,3 +336,11 @@ def test_the_training_is_the_same_with_it(tmp_path):
         return [p.tolist() for p in learn.model.parameters()], torch.get_rng_state().tolist()
 
     assert outcome(RunRecord(every=1)) == outcome()
+
+
+@pytest.mark.parametrize("samples", [-1, 1.5, True])
+def test_so_many_samples_are_read_as_a_whole_number_says(samples):
+    with pytest.raises(
+        ValueError, match=rf"^`samples={samples}`: pass how many samples of a dataset are read, 0 for none\.$"
+    ):
+        RunRecord(samples=samples)

@@ -553,3 +553,16 @@ def test_in_a_cell_loaders_are_a_table():
     shown = dls._repr_html_()
     assert "<td>train</td><td>TensorLoader</td><td>3</td><td>4</td><td>10</td><td></td>" in shown
     assert "<td>&lt;odd&gt;</td><td>list</td><td>1</td><td></td><td></td><td>every 3 epochs</td>" in shown
+
+
+def test_the_loaders_draw_a_batch_as_the_learner_does():
+    x = torch.rand(8, 1, 4, 4)
+    dls = DataLoaders(TensorLoader(x, torch.arange(8) % 2, bs=4), TensorLoader(x + 1, torch.zeros(8).long(), bs=4))
+    dls.vocab = ("cat", "dog")
+    assert [ax.get_title() for ax in dls.show_batch(max_n=3).axes] == ["cat", "dog", "cat"]
+    assert [ax.get_title() for ax in dls.show_batch("valid", max_n=2, figsize=(1, 1)).axes] == ["cat", "cat"]
+    for wrong in (0, -1, 2.5):
+        with pytest.raises(ValueError, match=rf"^`max_n={wrong}`: pass how many samples to draw, 1 or more\.$"):
+            dls.show_batch(max_n=wrong)
+    with pytest.raises(KeyError, match=r"there is no loader `vaild`; .* Did you mean `valid`"):
+        dls.show_batch("vaild")

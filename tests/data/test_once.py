@@ -13,7 +13,8 @@ from torch.utils.data import (
 )
 
 from learnloop import DataLoaders, TensorLoader
-from learnloop.data.once import first_sample, in_dataset_order, label_of, nth, once, one_item_batch, samples_at
+from learnloop.data.once import first_sample, in_dataset_order, once, one_item_batch, samples_at
+from learnloop.data.show import label_of, nth
 
 DATASET = TensorDataset(torch.arange(10), -torch.arange(10))
 

@@ -322,3 +322,20 @@ FASTAI = {
         *([0, 0, 0, 0] for _ in range(6)),
     ],
 }
+
+
+# Wrong uses
+
+
+@pytest.mark.parametrize("look", ["plot_layer_stats", "plot_hist"])
+def test_before_a_fit_there_is_nothing_to_look_at(look):
+    with pytest.raises(RuntimeError, match=r"^no batch was looked at yet\. Train first"):
+        getattr(ll.ActivationStats(with_hist=True), look)()
+
+
+@pytest.mark.parametrize(("modules", "shown"), [(3, "3"), ([nn.ReLU(), "body"], "'body'"), ("body", "'body'")])
+def test_only_modules_are_hooked(modules, shown):
+    with pytest.raises(
+        TypeError, match=rf"^`modules` takes torch modules, such as `learn.model\[0\]`, and got {shown}.$"
+    ):
+        ll.HookCallback(modules=modules)

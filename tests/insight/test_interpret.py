@@ -242,3 +242,24 @@ def test_a_probability_is_the_softmax_where_the_loss_has_no_activation():
     title = found.plot_top_losses(1).axes[0].get_title()
     i = int(found.top_losses(1)[1])
     assert title.endswith(f" / {found.preds[i].softmax(0).max():.2f}")
+
+
+def test_a_regression_has_no_confusion_matrix_and_says_so():
+    learn = learner(loss_func=nn.MSELoss())
+    learn.dls = ll.DataLoaders(*(ll.TensorLoader(data()[0], torch.rand(N, 3), bs=8) for _ in range(2)), device="cpu")
+    found = ll.ClassificationInterpretation.from_learner(learn)
+    with pytest.raises(
+        ValueError, match=r"^a confusion matrix needs classes; predictions are float32, targets float32\."
+    ):
+        found.plot_confusion_matrix()
+
+
+@pytest.mark.parametrize("k", [0, -1, 1.5, True])
+def test_top_losses_are_so_many(k):
+    with pytest.raises(ValueError, match=rf"^`k={k}`: pass how many samples, 1 or more, or None for all of them\.$"):
+        ll.Interpretation.from_learner(learner()).top_losses(k)
+
+
+def test_what_is_no_learner_is_refused():
+    with pytest.raises(TypeError, match=r"^this looks into a Learner, and got something of type Linear\.$"):
+        ll.Interpretation.from_learner(nn.Linear(2, 2))

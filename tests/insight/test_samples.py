@@ -7,7 +7,8 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import learnloop as ll
-from learnloop.insight.samples import as_targets, drawable, label_text
+from learnloop.data.show import drawable, label_text
+from learnloop.insight.samples import as_targets
 from learnloop.testing import toy_learner
 
 matplotlib.use("Agg")

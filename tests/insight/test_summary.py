@@ -255,3 +255,21 @@ def test_they_move_no_random_state_and_no_running_statistics():
 def test_a_model_without_images_says_so():
     with pytest.raises(ValueError, match="Sequential has no convolution over images"):
         ll.model_sizes(nn.Sequential(nn.Linear(2, 2)))
+
+
+@pytest.mark.parametrize(
+    "function", [ll.model_sizes, ll.num_features_model, ll.has_params, ll.total_params, ll.flatten_model]
+)
+def test_functions_over_modules_say_what_they_take(function):
+    name = function.__name__
+    with pytest.raises(TypeError, match=f"^`{name}` takes a torch module, and got something of type int.$"):
+        function(3)
+    with pytest.raises(TypeError, match=r"something of type Learner\. Pass `learn.model`\.$"):
+        function(toy_learner())
+
+
+def test_layer_info_takes_a_learner_and_inputs():
+    with pytest.raises(TypeError, match=r"^`layer_info\(learn, xb\)` takes .* and got no input\.$"):
+        ll.layer_info(toy_learner())
+    with pytest.raises(TypeError, match=r"and got something of type Linear\.$"):
+        ll.layer_info(nn.Linear(2, 2), torch.rand(3, 2))
