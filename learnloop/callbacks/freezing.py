@@ -52,8 +52,9 @@ class FreezeUntil(Callback):
     """Freezes parameter groups until an epoch begins: `FreezeUntil(2)` trains the last group alone for two epochs.
 
     It acts in `before_epoch`, and puts back what was trained before in `cleanup_fit` at the latest. Parameters that are
-    always trained, such as those of batch norm (`train_bn`), are let be; the state of the optimizer stays. Source:
-    gradual unfreezing, Howard and Ruder, arXiv 1801.06146. Cost per batch: none.
+    always trained, such as those of batch norm (`train_bn`), are let be; the state of the optimizer stays. A group that
+    several of them freeze waits for the last. Source: gradual unfreezing, Howard and Ruder, arXiv 1801.06146. Cost per
+    batch: none.
     """
 
     _stateattrs = ("_before",)
@@ -84,13 +85,21 @@ class FreezeUntil(Callback):
                 f"`groups={self.groups}` names none of the {n} parameter groups, so FreezeUntil has nothing to freeze. "
                 "Groups come from `Learner(splitter=…)`."
             )
-        self._before = [p.requires_grad for p in params]
+        held = self._held_by_others()
+        self._before = [held.get(id(p), p.requires_grad) for p in params]
         self.learn.opt.set_freeze(self.groups, False)
 
     def _unfreeze(self) -> None:
         before, self._before = self._before, None
+        held = self._held_by_others()
         for p, is_trained in zip(self._params(), before or (), strict=False):
-            p.requires_grad_(is_trained)
+            if id(p) not in held:
+                p.requires_grad_(is_trained)
+
+    def _held_by_others(self) -> dict[int, bool]:
+        """Of the parameters that another FreezeUntil keeps frozen now, by id: whether they were trained before."""
+        others = [cb for cb in self.learn._grab_cbs(FreezeUntil) if cb is not self and cb._before is not None]
+        return {id(p): was for cb in others for p, was in zip(cb._params(), cb._before, strict=False)}
 
     def _params(self) -> list[Any]:
         lists = self.learn.opt.param_lists

@@ -32,6 +32,7 @@ class LRFinder(ParamScheduler):
     per batch: the smoothed loss is read, which waits for the device.
     """
 
+    order = ParamScheduler.order + 1  # where another one sets the rate too, this one's counts
     _stateattrs: tuple[str, ...] = ("best_loss", "_before")
 
     def __init__(

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 
 __all__ = ["ModelResetter", "RNNCallback", "RNNRegularizer", "rnn_cbs"]
 
@@ -98,6 +98,7 @@ class RNNCallback(Callback):
         learn = self.learn
         outputs = learn.pred
         if not isinstance(outputs, (tuple, list)) or len(outputs) != 3:
+            check_alone(RNNCallback, learn, "split what the model returns")
             raise ValueError(_not_three(learn.model, outputs))
         learn.pred, self.raw_out, self.out = [o[-1] if isinstance(o, (tuple, list)) else o for o in outputs]
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from learnloop.callbacks.averaging import Averaging
-from learnloop.loop.callback import Callback
+from learnloop.loop.callback import Callback, check_alone
 
 
 class ScheduleFreeCallback(Callback):
@@ -32,6 +32,7 @@ class ScheduleFreeCallback(Callback):
                 f"ScheduleFreeCallback needs an optimizer with `train()` and `eval()`, but this is {opt._title()}; "
                 "pass `opt_func=schedulefree.AdamWScheduleFree`, or take the callback away."
             )
+        check_alone(ScheduleFreeCallback, self.learn, "switch the optimizer to and fro")
         others = self.learn._grab_cbs(Averaging)
         if others:
             raise ValueError(f"{others} would average weights that the optimizer averages already. Keep one of them.")

@@ -110,7 +110,7 @@ def _taking_off(cb: Callback) -> Callable[[Callback], None]:
 
 def _needs_the_other(case: Case, kept: int) -> bool:
     """Whether the one that is kept cannot train by itself either."""
-    alone = case.run(partial(case.learner().add_cb(case.subjects()[kept]).fit, 1))
+    alone = case.run(partial(case.learner().add_cb(case.subjects()[kept]).fit, N_EPOCH))
     return alone is not None
 
 

@@ -139,6 +139,19 @@ def test_several_unfreeze_one_group_after_the_other():
     ]
 
 
+@pytest.mark.parametrize("epochs", [(1, 2), (2, 1)])
+def test_a_group_that_two_freeze_waits_for_the_last_of_them(epochs):
+    assert moved(3, *map(ll.FreezeUntil, epochs)) == [[False, False, True]] * 2 + [[True] * 3]
+
+
+@pytest.mark.parametrize("n_epoch", [1, 2, 3])
+def test_two_of_one_group_put_back_what_was_trained_before(n_epoch):
+    learn = learner(ll.FreezeUntil(1), ll.FreezeUntil(2))
+    frozen = learn.model[0].bias.requires_grad_(False)
+    learn.fit(n_epoch)
+    assert [p is not frozen for p in learn.model.parameters()] == [p.requires_grad for p in learn.model.parameters()]
+
+
 def test_epochs_that_are_not_run_count():
     rows = []
     learn = learner(ll.FreezeUntil(1))

@@ -936,3 +936,11 @@ def test_a_fit_that_was_stopped_with_it_goes_on_and_puts_back_the_weights_of_its
 
     stop = Once("after_batch", lambda cb: signal.raise_signal(signal.SIGINT))
     assert trained([stop]) == trained([])
+
+
+@pytest.mark.parametrize("places", [(0, 1), (1, 0)])
+def test_beside_another_scheduler_the_finder_sets_the_rate(places):
+    cbs = [ll.ParamScheduler({"lr": lambda pos: 5.0}), ll.LRFinder(1e-4, 1e-2, 10, stop_div=False)]
+    learn = toy_learner(cbs=[cbs[i] for i in places])
+    learn.fit(1)
+    assert learn.recorder.lrs == pytest.approx([1e-4 * 100 ** (i / 10) for i in range(len(learn.recorder.lrs))])

@@ -118,6 +118,11 @@ def test_a_model_without_reset_is_refused_before_the_first_batch():
         learner(ll.ModelResetter(), model=nn.Linear(1, 1)).fit(1)
 
 
+def test_one_splits_the_outputs_and_a_second_is_refused():
+    with pytest.raises(ValueError, match=r"^\[RNNCallback, RNNCallback\] would each split what the model returns\."):
+        learner(ll.RNNCallback(), ll.RNNCallback(), model=Carrying()).fit(1)
+
+
 def test_the_regularizer_alone_is_refused_before_the_first_batch():
     with pytest.raises(ValueError, match="add both, as `rnn_cbs"):
         learner(ll.RNNRegularizer(2, 1)).fit(1)

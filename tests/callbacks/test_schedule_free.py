@@ -250,5 +250,12 @@ def test_further_averages_are_refused():
         learner([EMA()]).fit(1)
 
 
+def test_one_switches_the_optimizer_and_a_second_is_refused():
+    with pytest.raises(
+        ValueError, match=r"\[ScheduleFreeCallback, ScheduleFreeCallback\] would each switch the optimizer"
+    ):
+        learner([ScheduleFreeCallback()]).fit(1)
+
+
 def test_validating_before_the_first_fit_works():
     learner().validate()
