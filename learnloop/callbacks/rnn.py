@@ -91,14 +91,18 @@ class RNNCallback(Callback):
     counts. It acts in `after_pred`. Source: docs.fast.ai/callback.rnn. Cost per batch: under a microsecond.
     """
 
+    run_after = ModelResetter
+
     raw_out: Any = None  # (bs, seq_len, n_hid) before dropout; None outside of a batch
     out: Any = None  # the same after dropout
+
+    def before_fit(self) -> None:
+        check_alone(RNNCallback, self.learn, "split what the model returns")
 
     def after_pred(self) -> None:
         learn = self.learn
         outputs = learn.pred
         if not isinstance(outputs, (tuple, list)) or len(outputs) != 3:
-            check_alone(RNNCallback, learn, "split what the model returns")
             raise ValueError(_not_three(learn.model, outputs))
         learn.pred, self.raw_out, self.out = [o[-1] if isinstance(o, (tuple, list)) else o for o in outputs]
 

@@ -20,20 +20,34 @@ def add_note(error: BaseException, learn: Any, raiser: str, ahead: bool = False)
         return
     state, is_of_worker = learn.__dict__, str(error).startswith(_DEAD_WORKER)
     where = f"raised by {raiser if not is_of_worker or ahead else 'a data worker that died, noticed'}"
-    if learn.task is not None and "iter" in state:
-        phase = "train" if learn.training else "validate"
-        of_set = f" of `{learn.dl_name}`" if learn.dl_name not in (None, "train", "valid") else ""
-        n = 0 if state["iter"] is None else state["iter"] + 1
-        place = f" number {n} of epoch {learn.epoch}" if ahead else f" at epoch {learn.epoch}, batch {learn.iter}"
-        where += f"{place}, {phase}{of_set}"
+    spans = [span.name for span in learn._open_spans]
+    phase = next((name for name in reversed(spans) if name in ("train", "validate")), None)
+    where += _place(learn, phase, "epoch" in spans, ahead, raiser)
     if ahead:
         where += _samples("waiting for samples", learn, 1)
         if _is_broken_line(error) and getattr(learn.dl, "num_workers", False):
             where += "\n  a data worker died while it handed over a batch"
-    elif not is_of_worker and any(span.name == "batch" for span in learn._open_spans):
+    elif not is_of_worker and "batch" in spans and not _opens(raiser, phase):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
         where += _samples("samples", learn, 0)
     error.add_note(where)
+
+
+def _place(learn: Any, phase: str | None, in_epoch: bool, ahead: bool, raiser: str) -> str:
+    """Epoch, batch and phase, as far as the run has come to one."""
+    n = learn.__dict__.get("iter")
+    of_set = f" of `{learn.dl_name}`" if phase and learn.dl_name not in (None, "train", "valid") else ""
+    if ahead:
+        return f" number {0 if n is None else n + 1} of epoch {learn.epoch}, {phase}{of_set}"
+    parts = [f"epoch {learn.epoch}"] if in_epoch or phase else []
+    parts += [f"batch {n}"] if phase and n is not None and not _opens(raiser, phase) else []
+    parts += [f"{phase}{of_set}"] if phase else []
+    return f" at {', '.join(parts)}" if parts else ""
+
+
+def _opens(raiser: str, phase: str | None) -> bool:
+    """Whether the batch that a learner has is still the one before the phase."""
+    return raiser.endswith(f".before_{phase}")
 
 
 def _is_broken_line(error: BaseException) -> bool:

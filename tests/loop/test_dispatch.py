@@ -655,7 +655,7 @@ def test_its_note_names_the_validation_and_only_what_is_there():
 
 def test_outside_of_the_batch_span_the_note_has_no_shapes():
     caught = error_of(raise_at("after_epoch", ValueError("x")))
-    assert caught.__notes__ == ["raised by Once.after_epoch at epoch 0, batch 0, validate"]
+    assert caught.__notes__ == ["raised by Once.after_epoch at epoch 0"]
 
 
 def test_outside_of_a_run_the_note_has_no_place():

@@ -32,3 +32,33 @@ def test_a_cancel_in_a_cleanup_of_a_callback_that_is_removed_is_an_error_and_the
         learn.fit(1)
     assert any("ValueError: lost?" in note for note in caught.value.__notes__)
     assert bad.learn is None
+
+
+@pytest.mark.parametrize(
+    ("event", "place"),
+    [
+        ("before_fit", ""),
+        ("before_epoch", " at epoch 0"),
+        ("before_train", " at epoch 0, train"),
+        ("after_train", " at epoch 0, batch 1, train"),
+        ("before_validate", " at epoch 0, validate"),
+        ("after_validate", " at epoch 0, batch 0, validate"),
+        ("after_epoch", " at epoch 0"),
+        ("after_fit", ""),
+    ],
+)
+def test_a_note_says_as_much_of_the_place_as_the_run_has_come_to(event, place):
+    learn = learner()
+    learn.fit(1)
+    with pytest.raises(ValueError) as caught:
+        learn.fit(1, cbs=Callback(**{event: raising(ValueError("x"))}))
+    assert caught.value.__notes__ == [f"raised by Callback.{event}{place}"]
+
+
+def test_of_an_error_in_a_validation_inside_of_training_the_inner_place_is_told():
+    learn = learner(
+        Callback(after_step=lambda cb: cb.learn.validate(cbs=Callback(before_validate=raising(ValueError("x")))))
+    )
+    with pytest.raises(ValueError) as caught:
+        learn.fit(1)
+    assert caught.value.__notes__[0] == "raised by Callback.before_validate at epoch 0, validate"
