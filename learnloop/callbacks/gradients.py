@@ -1,6 +1,6 @@
 """What happens to gradients between the backward pass and the step: gathered over batches, clipped."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -10,6 +10,7 @@ from torch import nn
 from learnloop.data.batches import find_bs
 from learnloop.loop.callback import Callback, check_alone
 from learnloop.loop.cancel import CancelBatchException
+from learnloop.loop.layers import put_around, take_away
 from learnloop.loop.spans import STEP, run_span
 
 
@@ -37,11 +38,22 @@ class GradientAccumulation(Callback):
         self.count = 0  # samples whose gradients were gathered in the open window
         self._coming = 0  # samples of the backward pass that is running
         self._factor = 1.0  # what the gradients were multiplied by for the step that is running
+        self._is_counting = False  # `_counted` is around the backward pass
         self._is_ending = False  # the phase is over, and what is open is stepped
 
     def before_fit(self) -> None:
         check_alone(GradientAccumulation, self.learn, "gather what the other has scaled")
         self.count = self._coming = 0
+
+    def before_batch(self) -> None:
+        if not self._is_counting:  # also where it came in the middle of a phase
+            put_around(self.learn, "_backward", self._counted)
+            self._is_counting = True
+
+    def _counted(self, backward: Callable[[], None]) -> None:
+        """Whatever leaves a batch before its gradients are there, they are not counted."""
+        backward()
+        self.count, self._coming = self.count + self._coming, 0
 
     def before_backward(self) -> None:
         """The mean over the batch becomes its part of the window's sum, in units of `n_acc` samples."""
@@ -51,12 +63,6 @@ class GradientAccumulation(Callback):
         self._coming = find_bs(learn.yb if len(learn.yb) else learn.xb)
         if self._coming != self.n_acc:
             learn.loss_grad = learn.loss_grad * (self._coming / self.n_acc)
-
-    def after_cancel_backward(self) -> None:
-        self._coming = 0
-
-    def cleanup_backward(self) -> None:
-        self.count, self._coming = self.count + self._coming, 0
 
     def before_step(self) -> None:
         """Lets the step through where the window ends, with the mean over the samples that were really seen."""
@@ -97,7 +103,8 @@ class GradientAccumulation(Callback):
         learn.opt.zero_grad()
 
     def cleanup_train(self) -> None:
-        self._is_ending = False
+        self._is_ending = self._is_counting = False
+        take_away(self.learn, "_backward", self._counted)
         self._drop()
 
     def _drop(self) -> None:

@@ -144,16 +144,37 @@ def test_a_loss_that_callbacks_change_is_gathered_as_they_left_it():
     assert trained(learn([4, 4], ll.GradientAccumulation(8))) == same(trained(learn([8])))
 
 
-def test_a_batch_without_a_backward_pass_is_not_counted():
+@pytest.mark.parametrize("error", [ll.CancelBackwardException, ll.CancelBatchException])
+@pytest.mark.parametrize("order", [0, 9])
+def test_a_batch_without_a_backward_pass_is_not_counted(error, order):
     def skip_second(cb):
         if cb.iter == 1:
-            raise ll.CancelBackwardException
+            raise error
 
-    learn = learner([4] * 4, ll.GradientAccumulation(8), ll.Callback(before_backward=skip_second))
+    skip = ll.Callback(before_backward=skip_second)
+    skip.order = order
+    learn = learner([4] * 4, ll.GradientAccumulation(8), skip)
     without = learner([4] * 4, ll.GradientAccumulation(8))
     without.dls = ll.DataLoaders([b for i, b in enumerate(learn.dls.train) if i != 1], device="cpu")
     assert trained(learn) == same(trained(without))
     assert (learn.opt_iter, learn.gradient_accumulation.count) == (2, 0)
+
+
+def test_a_batch_that_is_left_after_its_backward_pass_is_counted():
+    def leave_second(cb):
+        if cb.iter == 1:
+            raise ll.CancelBatchException
+
+    leave = ll.Callback(after_backward=leave_second)
+    leave.order = -9
+    learn, big = learner([4] * 4, ll.GradientAccumulation(8), leave), learner([12, 4])
+    assert trained(learn) == same(trained(big))
+    assert learn.opt_iter == 2
+
+
+def test_added_in_the_middle_of_a_phase_it_gathers_from_there_on():
+    add = ll.Callback(after_batch=lambda cb: cb.learn.add_cb(ll.GradientAccumulation(8)) if cb.iter == 1 else None)
+    assert trained(learner([4] * 6, add)) == same(trained(learner([4, 4, 8, 8])))
 
 
 def test_where_another_callback_cancels_the_batch_at_the_step_the_window_goes_on():
