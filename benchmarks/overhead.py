@@ -33,6 +33,9 @@ import learnloop as ll
 
 RESULTS = Path(__file__).parent / "results"
 
+PASS = 500  # batches of a pass: after some 20 the caches are warm again, and what a batch costs shows
+N_FITS = 20
+
 # By hand
 
 
@@ -111,8 +114,15 @@ def learnloop_validation(batches: Batches) -> Loop:
     return Loop("learnloop", partial(quiet_learner(batches).validate, dl=batches), batches)
 
 
-def learnloop_empty_fit(batches: Batches) -> Loop:
-    return Loop("learnloop, `fit(0)`", partial(quiet_learner(batches).fit, 0), None)
+def empty_fits(name: str, learn: Any) -> Loop:
+    """One after another, as the batches that they are compared to; each is counted as a batch."""
+    fits = Batches(range(N_FITS))
+
+    def run() -> None:
+        for _ in fits:
+            learn.fit(0)
+
+    return Loop(f"{name}, `fit(0)`", run, fits)
 
 
 def learnloop_with_bar(batches: Batches) -> Loop:
@@ -163,11 +173,6 @@ def validation_of_peer(peer: others.Peer, batches: Batches) -> Loop:
     return Loop(peer.name, peer.validate(tiny_job(Batches(batches[:1]), valid=batches)), batches)
 
 
-def fastai_empty_fit(batches: Batches) -> Loop:
-    learn = others.fastai_learner(tiny_job(batches, valid=Batches(batches[:1])))
-    return Loop("fastai, `fit(0)`", partial(learn.fit, 0), None)
-
-
 # Measuring
 
 
@@ -192,7 +197,7 @@ class Comparison(NamedTuple):
 
 def comparisons(peers: bool = True) -> list[Comparison]:
     """Every loop with the one that it is compared to."""
-    data = make_batches()
+    data = make_batches(PASS)
     more = f"{LISTENERS} more callbacks"
     hand, ours, validation = hand_written(data), learnloop(data), hand_written_validation(data)
     found = [
@@ -204,7 +209,7 @@ def comparisons(peers: bool = True) -> list[Comparison]:
         Comparison(more, calling_handlers(data), hand),
         Comparison(more, learnloop(data, f"learnloop, {more}", cbs=listeners(ll.Callback)), ours),
         Comparison("validate", learnloop_validation(data), validation),
-        Comparison("begin and end", learnloop_empty_fit(data), hand),
+        Comparison("begin and end", empty_fits("learnloop", quiet_learner(data)), hand),
     ]
     for peer in others.installed() if peers else []:
         found += _of_peer(peer, data, hand, validation, more)
@@ -222,7 +227,8 @@ def _of_peer(peer: others.Peer, data: Batches, hand: Loop, validation: Loop, mor
     if peer.validate is not None:
         found.append(Comparison("validate", validation_of_peer(peer, data), validation))
     if peer.name == "fastai":
-        found.append(Comparison("begin and end", fastai_empty_fit(data), hand))
+        learn = others.fastai_learner(tiny_job(data, valid=Batches(data[:1])))
+        found.append(Comparison("begin and end", empty_fits("fastai", learn), hand))
     return found
 
 
@@ -342,9 +348,9 @@ def _table(section: str, rows: list[Row]) -> list[str]:
 
 
 def main() -> None:
-    options = option_parser("Measures the loop beside a hand-written one and the peers.", 300).parse_args()
+    options = option_parser("Measures the loop beside a hand-written one and the peers.", 80).parse_args()
     torch.set_num_threads(1)
-    found = report(options.rounds or (20 if options.quick else 300), peers=not options.quick)
+    found = report(options.rounds or (20 if options.quick else 80), peers=not options.quick)
     folder = publish("overhead", found, as_markdown(found), options)
     if folder is not None:
         draw(found, folder / "overhead.png")

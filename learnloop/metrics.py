@@ -92,7 +92,8 @@ class AvgMetric(Metric):
         yb = learn.yb
         if not len(yb):
             return
-        self._recent.append((_one_number(self.func(learn.pred, *yb), self), find_bs(yb)))
+        value = self.func(learn.pred, *yb)
+        self._recent.append((value if _is_one_number(value) else _one_number(value, self), find_bs(yb)))
         if len(self._recent) == FOLD:
             self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
 
@@ -119,8 +120,8 @@ class AvgLoss(Metric):
 
     def accumulate(self, learn: Any) -> None:
         yb = learn.yb
-        size = find_bs(yb if len(yb) else learn.xb)
-        self._recent.append((_one_number(_mean(_read(learn)), self), size))
+        loss, size = _read(learn), find_bs(yb if len(yb) else learn.xb)
+        self._recent.append((loss if _is_one_number(loss) else _one_number(_mean(loss), self), size))
         if len(self._recent) == FOLD:
             self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
 
@@ -334,7 +335,7 @@ def accuracy(inp: Tensor, targ: Tensor, axis: int = -1) -> Tensor:
     pred = inp.argmax(dim=axis)
     if pred.shape != targ.shape:
         pred, targ = flatten_check(pred, targ)
-    return (pred == targ).float().mean()
+    return (pred == targ).mean(dtype=torch.float32)
 
 
 def error_rate(inp: Tensor, targ: Tensor, axis: int = -1) -> Tensor:
@@ -358,14 +359,19 @@ def _weighted_sum(values: Sequence[Number], sizes: Sequence[int]) -> Number:
     if not any(isinstance(value, Tensor) for value in values):
         return sum(value * size for value, size in zip(values, sizes, strict=True))
     stacked = _stacked(values)
+    if sizes.count(sizes[0]) == len(sizes):
+        return (stacked * sizes[0]).sum()
     weights = torch.tensor(sizes, dtype=stacked.dtype).to(stacked.device, non_blocking=True)  # a plain copy would wait
     return (stacked * weights).sum()
 
 
 def _stacked(values: Sequence[Number]) -> Tensor:
     """Single numbers as one vector where the last tensor among them lies, float64 if any is, else float32."""
-    device = next(value.device for value in reversed(values) if isinstance(value, Tensor))
-    vector = torch.stack([torch.as_tensor(value, device=device) for value in values])
+    try:
+        vector = torch.stack(values)  # type: ignore[arg-type]
+    except (TypeError, RuntimeError):  # plain numbers, or tensors on several devices
+        device = next(value.device for value in reversed(values) if isinstance(value, Tensor))
+        vector = torch.stack([torch.as_tensor(value, device=device) for value in values])
     return vector if vector.dtype == torch.float64 else vector.float()
 
 
@@ -383,6 +389,11 @@ def _read(learn: Any) -> Any:
 def _mean(loss: Any) -> Any:
     """A loss that was not reduced, reduced."""
     return loss.mean() if isinstance(loss, Tensor) and loss.ndim else loss
+
+
+def _is_one_number(value: Any) -> bool:
+    """Whether it can be kept as it is, as most are."""
+    return isinstance(value, Tensor) and not value.ndim and not value.requires_grad
 
 
 def _one_number(value: Any, metric: Metric) -> Number:

@@ -123,12 +123,13 @@ class CurrentBatch(Dispatcher):
         xb = self.xb
         structured = len(xb) == 1 and not isinstance(xb[0], Tensor)
         output = self._call_model(xb) if structured else self.model(*xb)
-        if isinstance(output, (Tensor, tuple)):
-            self.pred = output
-        else:
-            self._output_loss = pick_loss(output) if self.loss_func is None else None
-            # Beside a `loss_func`, handlers of `after_pred` may want more of the output than its logits.
-            self.pred = pick_pred(output) if structured or self.loss_func is None else output
+        self.pred = output if isinstance(output, (Tensor, tuple)) else self._picked(output, structured)
+
+    def _picked(self, output: Any, structured: bool) -> Any:
+        """The prediction in an output that is more than tensors, whose loss is kept where it is the loss."""
+        self._output_loss = pick_loss(output) if self.loss_func is None else None
+        # Beside a `loss_func`, handlers of `after_pred` may want more of the output than its logits.
+        return pick_pred(output) if structured or self.loss_func is None else output
 
     def _call_model(self, xb: Any) -> Any:
         """The model with a mapping or another structure, called in the way that its first batch showed."""
@@ -175,8 +176,9 @@ class CurrentBatch(Dispatcher):
 
     def _finished_loss(self) -> Any:
         """The batch's loss for the record, detached; None where none was made in it."""
-        if self._loss is None and self._raw_loss is not None:
-            return self._raw_loss.detach()
+        loss = self._raw_loss
+        if self._loss is None and loss is not None:
+            return loss.detach() if getattr(loss, "requires_grad", False) else loss
         return to_detach(self._loss, cpu=False)
 
     def _release_batch(self) -> None:

@@ -92,16 +92,23 @@ def run_span(
 
 def run_innermost(learn: Any, span: Span, body: Callable[[], Any]) -> None:
     """A span whose body sends no events: where nobody listens to it, the body runs bare."""
-    if span.name not in learn._silent:
+    silent = learn._silent
+    if span.name not in silent:
         return run_span(learn, span, body)
     try:
         body()
     except span.cancel:
         pass
-    if span.name not in learn._silent:  # a callback that was added meanwhile hears the end
+    if learn._silent is not silent:
+        end_unheard(learn, span)
+    return None
+
+
+def end_unheard(learn: Any, span: Span) -> None:
+    """The end of a span whose beginning nobody heard, for callbacks that were added meanwhile."""
+    if span.name not in learn._silent:
         learn._open_spans.append(span)
         run_span(learn, span, _nothing, entered=True)
-    return None
 
 
 def _nothing() -> None:

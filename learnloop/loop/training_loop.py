@@ -8,6 +8,7 @@ import torch
 
 from learnloop.data.batches import pick_pred
 from learnloop.data.loaders import due_after, name_of, number_of
+from learnloop.loop.cancel import CancelBackwardException, CancelStepException
 from learnloop.loop.current import CurrentBatch
 from learnloop.loop.dispatch import TABLES
 from learnloop.loop.fits import (
@@ -21,7 +22,7 @@ from learnloop.loop.fits import (
 )
 from learnloop.loop.kept import FOLD, Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, sample_numbers, warn_without_targets
-from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, run_innermost, run_span
+from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, end_unheard, run_innermost, run_span
 from learnloop.loop.state import check_callback_states
 
 #: What a learner keeps of the run that goes on, and what another one begins without.
@@ -65,6 +66,7 @@ class TrainingLoop(CurrentBatch):
     _identity: dict[str, Any] | None = None  # what this fit is made of, and a resumed one must be made of
     _data_seed: int = 0  # of the data's order and augmentation in this fit
     _at_most: int | None = None  # batches of a phase that a dry run sees; None: all
+    _is_plain: bool = False  # its class has the steps of a batch that are written here
     _passes: Passes | None = None  # the loader's passes of `fit(n_step=…)`
     _pass_random: dict[str, Any] | None = None  # where the global generators stood when an unkeyed pass began
     _validation_start: dict[str, Any] | None = None  # what a stop in this validation goes back to
@@ -108,6 +110,7 @@ class TrainingLoop(CurrentBatch):
     def all_batches(self) -> None:
         """Trains or evaluates the model on all batches of `dl`."""
         self._begin_phase(self.dl, self.training)
+        self._is_plain = all(getattr(type(self), name) is step for name, step in _STEPS.items())
         start = first_batch(self) if self.training else 0
         with opened(self, start) as stream:
             if self.training:
@@ -131,16 +134,64 @@ class TrainingLoop(CurrentBatch):
         self.batch = None
 
     def _do_one_batch(self) -> None:
+        """Prediction, loss and update: `_do_steps`, written out where no step was replaced, as calls cost the most."""
+        is_plain = self._is_plain and self.__dict__.keys().isdisjoint(_STEPS)
+        if not is_plain or not self.xb or not isinstance(self.xb[0], torch.Tensor):
+            return self._do_steps()
+        self.pred = self.model(*self.xb)  # no local names: a traceback would keep them
+        if not isinstance(self.pred, (torch.Tensor, tuple)):
+            self.pred = self._picked(self.pred, False)
+        self("after_pred")
+        if not isinstance(self.pred, (torch.Tensor, tuple)):
+            self.pred = pick_pred(self.pred)
+        if self._output_loss is None and self.loss_func is not None:
+            if len(self.yb):
+                self._raw_loss = self.loss_func(self.pred, *self.yb)
+        elif self._has_loss():
+            self._compute_loss()
+        self("after_loss")
+        if self.training and (len(self.yb) or self._output_loss is not None):
+            return self._do_plain_update()
+        return None
+
+    def _do_plain_update(self) -> None:
+        silent = self._silent
+        if self._loss_grad is not None or "backward" not in silent or "step" not in silent:
+            return self._do_grad_opt()
+        if not getattr(self._raw_loss, "requires_grad", False) or self._raw_loss.ndim:  # an error, or nothing to train
+            return self._do_grad_opt()
+        try:
+            self._raw_loss.backward()
+        except CancelBackwardException:
+            pass
+        if self._silent is not silent:  # somebody came meanwhile, and hears the rest
+            end_unheard(self, BACKWARD)
+            run_innermost(self, STEP, self._step)
+            return self.opt.zero_grad()
+        try:
+            self.opt.step()
+            self.opt_iter += 1
+            self.stepped = True
+        except CancelStepException:
+            pass
+        if self._silent is not silent:
+            end_unheard(self, STEP)
+        return self.opt.zero_grad()
+
+    def _do_steps(self) -> None:
         self._forward()
-        if self.training and (len(self.yb) or self._output_loss is not None):  # a callback may have filled yb
+        if self.training and self._has_loss():
             self._do_grad_opt()
+
+    def _has_loss(self) -> bool:
+        return bool(len(self.yb)) or self._output_loss is not None  # a callback may have filled yb
 
     def _forward(self) -> None:
         self._predict()
         self("after_pred")
         if not isinstance(self.pred, (torch.Tensor, tuple)):
             self.pred = pick_pred(self.pred)
-        if len(self.yb) or self._output_loss is not None:
+        if self._has_loss():
             self._compute_loss()
         self("after_loss")
 
@@ -164,23 +215,21 @@ class TrainingLoop(CurrentBatch):
 
     def _count(self) -> None:
         """What every batch moves, a cancelled one too: the kept losses and rates, the counters, the progress."""
-        loss = self._loss
-        if loss is None and self._raw_loss is not None:
-            loss = self._raw_loss.detach()
-        elif getattr(loss, "requires_grad", False):  # as a callback has set it
-            loss = loss.detach()
+        loss = self._raw_loss if self._loss is None else self._loss  # which a callback may have set to no tensor
         if loss is not None:
-            self._last_loss = loss
+            self._last_loss = loss = loss.detach() if getattr(loss, "requires_grad", False) else loss
         if not self.training:
             return
         if loss is not None:
-            if self.opt is not self._rated[0]:
-                self._rated = self.opt, self.opt.last_group()
-            self._kept.losses.append(loss)
-            self._kept.rates.append(self._rated[1]["lr"])
+            opt, group = self._rated
+            if self.opt is not opt:
+                opt, group = self._rated = self.opt, self.opt.last_group()
+            kept = self._kept
+            kept.losses.append(loss)
+            kept.rates.append(group["lr"])
+            if len(kept.losses) >= FOLD:
+                kept.fold()
         self.train_iter += 1
-        if not self.train_iter % FOLD:
-            self._kept.fold()
         self._batches_done = self.iter + 1  # type: ignore[operator]
         if self._passes is not None:
             self._passes.mark()
@@ -240,3 +289,10 @@ class TrainingLoop(CurrentBatch):
             self._passes = None
 
     _end_cleanup = _release  # the name by which fastai's callbacks know it
+
+
+#: The steps of a batch that a subclass, or something on a learner, may replace.
+_STEPS = {
+    name: getattr(TrainingLoop, name)
+    for name in ("_forward", "_predict", "_compute_loss", "_do_grad_opt", "_backward", "_step")
+}

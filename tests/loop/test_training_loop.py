@@ -7,6 +7,7 @@ from contextlib import suppress
 import pytest
 import torch
 import torch.nn.functional as F
+from fastcore.basics import noop
 from torch import nn
 
 from learnloop import (
@@ -19,6 +20,7 @@ from learnloop import (
     CancelStepException,
     CancelTrainException,
     DataLoaders,
+    Learner,
     Recorder,
     TrainEvalCallback,
 )
@@ -518,3 +520,111 @@ def test_fit_inside_fit_raises_and_leaves_the_outer_one_to_go_on():
     learn = learner(Once("after_pred", inner))
     learn.fit(1)
     assert errors and learn.train_iter == 2 and len(learn.cbs) == 1
+
+
+# The steps of a batch, which the loop writes out where nobody has replaced one
+
+
+STEPS = ["_forward", "_predict", "_compute_loss", "_do_grad_opt", "_backward", "_step"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_a_subclass_replaces_is_run(step):
+    class Mine(Learner):
+        pass
+
+    calls, learn = [], learner()
+
+    def mine(self):
+        calls.append(step)
+        getattr(super(Mine, self), step)()
+
+    setattr(Mine, step, mine)
+    learn.__class__ = Mine
+    learn.fit(1)
+    assert calls == [step] * (3 if step in ("_forward", "_predict", "_compute_loss") else 2)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_that_is_replaced_on_a_learner_in_the_middle_of_a_phase_is_run_from_the_next_batch_on(step):
+    calls = []
+
+    def replace(cb):
+        stock = getattr(cb.learn, step)
+        setattr(cb.learn, step, lambda: (calls.append(cb.learn.iter), stock()))
+
+    learn = learner(Once("after_batch", replace))
+    learn.fit(1)
+    assert calls[0] == 1 and getattr(learn, step)
+
+
+def weights_and_trace(replaced, *cbs):
+    heard = Heard(["after_pred", "after_loss", "after_batch", "after_fit"])
+    learn = learner([Recorder(), heard, *cbs])
+    learn.logger = noop
+    if replaced:
+        stock = learn._forward
+        learn._forward = lambda: stock()
+    learn.fit(2)
+    return [p.tolist() for p in learn.model.parameters()], learn.recorder.raw_losses, learn.opt_iter, heard.events
+
+
+def cancelled_in_backward():
+    """The gradient of the second batch is cancelled from inside of torch's backward pass."""
+
+    def hook(cb):
+        def cancel(grad):
+            if cb.learn.iter == 1:
+                raise CancelBackwardException
+
+        cb.learn.pred.register_hook(cancel)
+
+    return Callback(after_pred=lambda cb: hook(cb) if cb.training else None)
+
+
+def cancelled_in_the_step():
+    def step(learn, stock):
+        if learn.iter == 1:
+            raise CancelStepException
+        stock()
+
+    def replace(cb):
+        stock = cb.opt.step
+        cb.opt.step = lambda: step(cb.learn, stock)
+
+    return Callback(before_fit=replace)
+
+
+def who_comes_in_backward():
+    """Hears `after_backward` and both ends of the step, though nobody heard the beginning of the backward pass."""
+
+    def hook(cb):
+        cb.learn.pred.register_hook(lambda grad: cb.learn.add_cb(Late()) and None)
+
+    return Once("after_pred", hook)
+
+
+class Late(Callback):
+    def __init__(self):
+        self.heard = []
+
+    def after_backward(self):
+        self.heard.append("after_backward")
+
+    def before_step(self):
+        self.heard.append("before_step")
+
+
+@pytest.mark.parametrize("make", [cancelled_in_backward, cancelled_in_the_step, who_comes_in_backward])
+def test_written_out_the_steps_do_the_same(make):
+    assert weights_and_trace(False, make()) == weights_and_trace(True, make())
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_who_comes_in_the_backward_pass_hears_its_end_and_the_step(replaced):
+    learn = learner(who_comes_in_backward())
+    if replaced:
+        stock = learn._step
+        learn._step = lambda: stock()
+    learn.fit(1)
+    assert learn.late.heard == ["after_backward", "before_step"] * 2
