@@ -97,8 +97,8 @@ class SkipToEpoch(Callback):
     order = 70
 
     def __init__(self, epoch: int):
-        self._skip_to = epoch
+        self.skip_to = epoch
 
     def before_epoch(self) -> None:
-        if self.epoch < self._skip_to:
+        if self.epoch < self.skip_to:
             raise CancelEpochException

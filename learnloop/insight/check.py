@@ -35,7 +35,7 @@ def check(learn: Any, only: Any = None, skip: Any = (), seconds: float = 10.0) -
         raise RuntimeError("`check` was called while a run is active. Call it before or after that run.")
     wanted = [n for n in CHECKS if n in (_known(only) or CHECKS) and n not in _known(skip)]
     start = time.perf_counter()
-    with untouched(learn):
+    with as_it_was(learn):
         subject = Subject(learn, seconds)
         found = {name: _found(CHECKS[name], subject) for name in wanted}
     return CheckReport(found, time.perf_counter() - start)
@@ -60,8 +60,8 @@ def _found(check: Callable[[Subject], Finding], subject: Subject) -> Finding:
 
 
 @contextmanager
-def untouched(learn: Any) -> Iterator[None]:
-    """A context after which the learner is as it was, to the bit."""
+def as_it_was(learn: Any) -> Iterator[None]:
+    """A context after which the learner is as it was before it, to the bit."""
     names = set(learn.__dict__)
     with learn.removed_cbs([cb for cb in learn.cbs if cb.reads_only]), preserved_randomness():
         state = capture(learn)

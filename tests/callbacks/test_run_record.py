@@ -105,6 +105,7 @@ def test_the_loop_is_that_of_the_fit_without_who_hears_nothing_of_it(tmp_path):
 def test_settings_are_found_also_where_a_callback_keeps_them_under_other_names():
     assert settings_of(ll.MixUp(0.3)) == {"alpha": 0.3}
     assert settings_of(ll.FreezeUntil(2))["until"] == 2
+    assert settings_of(ll.SkipToEpoch(3)) == {"skip_to": 3}
     assert settings_of(ll.MixedPrecision("fp16", init_scale=8.0))["scaling"]["init_scale"] == 8.0
     schedule = settings_of(ll.ParamScheduler({"lr": ll.SchedLin(1.0, 0.5)}))["scheds"]["lr"]
     assert schedule == "CurveSchedule(made_by='SchedLin', curve='sched_lin', args=[1.0, 0.5])"
