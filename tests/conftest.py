@@ -1,5 +1,6 @@
 """What all tests share."""
 
+import os
 import signal
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 
 
 def pytest_configure():
+    os.environ.setdefault("WANDB_MODE", "offline")  # the package reads it once per process, for all tests that follow
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs: many tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

@@ -14,6 +14,12 @@ from tests.toys import Once, raising
 wandb = pytest.importorskip("wandb")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def afresh():
+    """The package reads settings once per process, and other tests may have had it do so."""
+    wandb.teardown()
+
+
 @pytest.fixture(autouse=True)
 def offline(monkeypatch, tmp_path):
     monkeypatch.setenv("WANDB_MODE", "offline")
