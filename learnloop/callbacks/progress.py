@@ -12,7 +12,7 @@ from learnloop.loop.callback import Callback
 from learnloop.loop.interrupt import in_notebook
 from learnloop.loop.passes import waits
 
-DRAW_EVERY = 0.1  # seconds between two drawings of the bar
+DRAW_EVERY = 0.2  # seconds between two drawings of the bar
 
 
 class ProgressCallback(Callback):

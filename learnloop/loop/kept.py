@@ -90,9 +90,13 @@ def _send(parts: list[Tensor], start: int) -> _Sent | None:
 
 
 def _stacked(losses: list[Any]) -> Tensor:
-    odd = [loss for loss in losses if _is_odd(loss)]
-    if not odd:
-        return torch.stack(losses)
+    try:
+        stacked = torch.stack(losses)
+        if stacked.ndim == 1:
+            return stacked
+    except (TypeError, RuntimeError):  # not all of them are tensors, or of one shape, or on one device
+        pass
+    odd = [loss for loss in losses if _is_odd(loss)] or losses
     device = torch.as_tensor(odd[0]).device
     return torch.stack([torch.as_tensor(loss).detach().float().mean().to(device) for loss in losses])
 
