@@ -8,6 +8,7 @@ import torch
 
 
 def pytest_configure():
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start: see `one_thread`
     os.environ.setdefault("WANDB_MODE", "offline")  # the package reads it once per process, for all tests that follow
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in a shell's background jobs: many tests press Ctrl-C
         signal.signal(signal.SIGINT, signal.default_int_handler)
