@@ -193,10 +193,15 @@ def describe(batch: Any) -> str:
 def split(batch: Any, n_inp: int | None = None, targets: str | Sequence[str] | None = None) -> tuple[tuple, tuple]:
     """`(xb, yb)` of a batch.
 
-    Tuples and lists: the first `n_inp` elements are `xb` (default: all but the last, or the only one). Mappings and
-    dataclasses are one input; `targets` names the keys whose values are `yb` (default: those of labels, label, target
-    that are there; a named one that is not raises ValueError). Everything else is one input.
+    Tuples and lists: the first `n_inp` elements are `xb` (default: all but the last, or the only one); of a namedtuple
+    `targets` may name those that are `yb`, and all others are `xb`. Mappings and dataclasses are one input; `targets`
+    names the keys whose values are `yb` (default: those of labels, label, target that are there; a named one that is
+    not raises ValueError). Everything else is one input.
     """
+    if targets is not None and hasattr(batch, "_fields"):
+        fields = dict(zip(batch._fields, batch, strict=True))
+        yb = _named_targets(fields, targets)
+        return tuple(value for name, value in fields.items() if name not in yb), tuple(yb.values())
     if isinstance(batch, (tuple, list, L)):
         n = n_inp if n_inp is not None else max(len(batch) - 1, 1)
         return tuple(batch[:n]), tuple(batch[n:])
@@ -205,6 +210,11 @@ def split(batch: Any, n_inp: int | None = None, targets: str | Sequence[str] | N
         return (batch,), ()
     if targets is None:
         return (batch,), tuple(keyed[key] for key in TARGET_KEYS if key in keyed)
+    return (batch,), tuple(_named_targets(keyed, targets).values())
+
+
+def _named_targets(keyed: Mapping, targets: str | Sequence[str]) -> dict[str, Any]:
+    """The named values in the order of the names; ValueError for a name that is not there."""
     names = (targets,) if isinstance(targets, str) else tuple(targets)
     for name in names:
         if name not in keyed:
@@ -212,7 +222,7 @@ def split(batch: Any, n_inp: int | None = None, targets: str | Sequence[str] | N
                 f"`targets` names {name!r}, but the batch has {', '.join(map(repr, keyed))}. "
                 "Pass `targets` the keys that hold the targets."
             )
-    return (batch,), tuple(keyed[name] for name in names)
+    return {name: keyed[name] for name in names}
 
 
 # -- the model

@@ -342,6 +342,16 @@ def test_a_mapping_without_a_usual_target_has_none():
     assert split({"x": 1})[1] == ()
 
 
+def test_of_a_namedtuple_targets_names_what_is_no_input():
+    Sample = namedtuple("Sample", "image label weight")
+    batch = Sample(1, 2, 3)
+    assert split(batch, targets="label") == ((1, 3), (2,))
+    assert split(batch, n_inp=1, targets=("weight", "label")) == ((1,), (3, 2))
+    assert split(batch) == ((1, 2), (3,))
+    with pytest.raises(ValueError, match=r"`targets` names 'y', but the batch has 'image', 'label', 'weight'"):
+        split(batch, targets="y")
+
+
 def test_targets_names_the_keys_in_its_own_order():
     batch = {"x": 1, "a": 2, "b": 3, "labels": 4}
     assert split(batch, targets=("b", "a"))[1] == (3, 2)
