@@ -1,6 +1,7 @@
 """What a callback is."""
 
 import copy
+import linecache
 import pickle
 import warnings
 
@@ -218,6 +219,16 @@ def test_the_model_is_not_asked_whether_a_name_is_hidden():
     cb.tally = 1
 
 
+@pytest.mark.parametrize("is_on_a_learner", [True, False])
+def test_what_was_set_on_it_can_be_deleted_and_the_class_speaks_again(is_on_a_learner):
+    cb = Plain()
+    if is_on_a_learner:
+        learner(cb)
+    cb.mine, cb.order = 1, 3
+    del cb.mine, cb.order
+    assert not hasattr(cb, "mine") and cb.order == 0
+
+
 # Names of handlers
 
 
@@ -246,6 +257,17 @@ def test_a_handler_further_away_from_every_event_warns():
         "`Timer.before_everything` looks like a handler, but no event has that name, so nothing calls it. "
         'If that is meant, set `_not_events = ("before_everything",)`.'
     )
+
+
+def test_such_a_warning_points_to_where_the_class_or_the_attribute_is_written():
+    with pytest.warns(UserWarning) as warned:
+
+        class Wrong(Callback):
+            before_everything = nothing
+
+        Plain().after_everything = nothing
+    lines = [linecache.getline(w.filename, w.lineno).strip() for w in warned]
+    assert lines == ["class Wrong(Callback):", "Plain().after_everything = nothing"]
 
 
 @pytest.mark.parametrize("name", ["before_call", "after_bacth", "cleanup_x"])
@@ -333,6 +355,14 @@ def test_called_by_hand_it_heeds_its_switches():
     assert cb("before_batch") is None
     cb.run = False
     assert cb("after_fit") is None
+
+
+def test_called_by_hand_on_no_learner_it_is_as_in_training():
+    cb = Answers()
+    cb.run_valid = False
+    assert cb("before_batch") == "answer"
+    cb.run_train = False
+    assert cb("before_batch") is None
 
 
 def test_called_by_hand_a_cleanup_runs_whatever_the_switches_say():
@@ -488,3 +518,13 @@ def test_in_a_cell_it_shows_itself_and_not_the_learner():
         "<table><caption>Limit: Stops at &lt;n&gt;.</caption><tbody><tr><td>hears</td><td>after_batch</td></tr>"
         "<tr><td>order</td><td>0</td></tr><tr><td>n</td><td>3</td></tr></tbody></table>"
     )
+
+
+def test_of_its_docstring_a_cell_shows_the_first_line():
+    class Limit(Callback):
+        """Stops at once.
+
+        In the middle of an epoch too.
+        """
+
+    assert "<caption>Limit: Stops at once.</caption>" in Limit()._repr_html_()
