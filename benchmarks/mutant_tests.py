@@ -34,10 +34,12 @@ PACKAGE = "learnloop/loop"
 #: What tests the loop.
 SUITE = (
     *("tests/loop", "tests/test_event_trace.py", "tests/test_learner.py", "tests/test_losses.py"),
-    *("tests/test_seeds.py", "tests/test_validation_sets.py"),
+    "tests/test_faults.py",
+    *("tests/test_seeds.py", "tests/test_validation_sets.py", "tests/callbacks/test_checkpoints.py"),
+    *("tests/callbacks/test_lr_finder.py", "tests/insight/test_explain.py", "tests/insight/test_model_checks.py"),
 )
-#: Processes of their own, signals by the hundred, notebooks: seconds each, and only for what they are about.
-LONG = ("test_real_signals", "test_another_process", "test_a_script_ends", "test_a_notebook_cell", "with_workers")
+#: Seconds each: processes of their own, signals by the hundred, notebooks; only for the modules that they are about.
+LONG = ("test_real_signals", "test_another_process", "test_a_script_ends", "test_a_notebook_cell", "workers", "sigterm")
 OF_SIGNALS = ("interrupt.py", "spans.py")
 PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-o", "timeout=30")
 MEMORY = 8 << 30  # bytes that a mutant may take

@@ -111,9 +111,9 @@ def sampled(mutants: dict[str, list[Mutant]], n: int | None, seed: int, beyond: 
 
 
 def changed_lines(source: str, code: str) -> tuple[str, str]:
-    """The first line that differs, before and after; of a removed decorator, the line that follows it."""
-    pairs = zip(source.splitlines(), code.splitlines(), strict=False)
-    return next((a.strip(), b.strip()) for a, b in pairs if a != b)
+    """The first line that differs, before and after; for a removed decorator the line that follows it."""
+    pairs = zip(*([line.strip() for line in text.split("\n") if line.strip()] for text in (source, code)), strict=False)
+    return next((a, b) for a, b in pairs if a != b)
 
 
 def statement_lines(source: str, first: int, last: int) -> range:

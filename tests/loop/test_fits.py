@@ -291,6 +291,47 @@ def test_a_foreign_loader_with_workers_of_its_own_is_gone_on_with_exactly(stop):
     assert outcome(case.run(stop)) == outcome(case.run())
 
 
+def test_a_fit_of_no_epochs_stays_at_epoch_0():
+    learn = Case().learner()
+    learn.fit(0)
+    assert (learn.epoch, learn.n_epoch) == (0, 0)
+
+
+def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
+    learn = Case().learner()
+    learn.fit(n_step=4, valid_every=2)
+    learn.fit(1)
+    assert (learn.n_step, learn.valid_every) == (None, 0)
+
+
+def test_a_second_fit_begins_at_the_beginning():
+    learn = Case().learner()
+    learn.fit(1)
+    seen = []
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append((cb.pct_train, cb.training, cb.iter, cb.train_iter))))
+    assert seen == [(0.0, False, None, 0)]
+
+
+def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
+    heard = []
+    asks = Callback(
+        before_validate=lambda cb: cb.learn.at_boundary(lambda: heard.append("acted")),
+        after_validate=lambda cb: heard.append("after_validate"),
+        after_epoch=lambda cb: heard.append("after_epoch"),
+    )
+    Case(cbs=lambda: [asks]).run()
+    assert heard == ["after_validate", "after_epoch", "acted"] * 2
+
+
+def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
+    learn = Case().learner()
+    learn.create_opt()
+    before = learn.state_dict()["position"]
+    assert before == {"stage": "fit", "epoch": 0, "batches": 0, "pass": 0, "taken": 0, "loader": None}
+    learn.fit(1)
+    assert learn.state_dict()["position"] == {**before, "epoch": 1}
+
+
 def test_a_learner_that_was_not_stopped_has_nothing_to_resume():
     with pytest.raises(RuntimeError, match="nothing to resume"):
         Case().learner().resume()

@@ -47,6 +47,13 @@ def test_a_state_holds_everything_and_goes_on():
     assert (other.since(0), other.rates, len(other)) == ([1.0, 2.0, 3.0], [0.1, 0.2], 3)
 
 
+def test_a_state_has_its_losses_in_one_tensor_however_often_somebody_looked():
+    kept = kept_of(1.0)
+    kept.fold()
+    kept.losses.append(torch.tensor(2.0))
+    assert [block.tolist() for block in kept.state_dict()["losses"]] == [[1.0, 2.0]]
+
+
 @pytest.mark.gpu
 def test_on_a_gpu_losses_arrive_one_look_later_and_nothing_waits_for_them():
     kept = Kept()

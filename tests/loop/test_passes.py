@@ -6,7 +6,7 @@ from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
-from learnloop.loop.passes import SAMPLE, waits
+from learnloop.loop.passes import SAMPLE, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -346,3 +346,30 @@ def test_waits_are_measured_in_the_middle_of_each_training_phase():
     learner_of_few = learner(dls=over(tensor_loader(3)))
     learner_of_few.fit(1)
     assert [n for _, _, n in waits(learner_of_few)] == [SAMPLE - 14]
+
+
+# The samples of a batch
+
+
+def samples(*fit, dls=None, **kwargs):
+    """The numbers of the samples in hand and of those after them, in `before_train` and in each training batch."""
+    seen = []
+
+    def look(cb):
+        if cb.training:
+            seen.append((sample_numbers(cb.learn, 0), sample_numbers(cb.learn, 1)))
+
+    learner(Callback(before_train=look, before_batch=look), dls=dls).fit(*fit, **kwargs)
+    return seen
+
+
+def test_a_loader_tells_the_numbers_of_the_samples_in_a_batch_and_in_the_next_one():
+    assert samples(1) == [(None, [0, 1]), ([0, 1], [2, 3]), ([2, 3], None)]
+
+
+def test_with_n_step_they_are_those_of_the_pass_over_the_loader():
+    assert samples(n_step=3)[1:] == [([0, 1], [2, 3]), ([2, 3], None), ([0, 1], [2, 3])]
+
+
+def test_a_loader_without_len_does_not_tell():
+    assert samples(1, dls=over(Stream(2))) == [(None, None)] * 3
