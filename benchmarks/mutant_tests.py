@@ -38,9 +38,9 @@ SUITE = (
     *("tests/test_seeds.py", "tests/test_validation_sets.py", "tests/callbacks/test_checkpoints.py"),
     *("tests/callbacks/test_lr_finder.py", "tests/insight/test_explain.py", "tests/insight/test_model_checks.py"),
 )
-#: Seconds each: processes of their own, signals by the hundred, notebooks; only for the modules that they are about.
+#: Seconds each: processes of their own, signals by the hundred, notebooks; for the modules that they are about.
 LONG = ("test_real_signals", "test_another_process", "test_a_script_ends", "test_a_notebook_cell", "workers", "sigterm")
-OF_SIGNALS = ("interrupt.py", "spans.py")
+WITH_LONG = ("interrupt.py", "passes.py", "spans.py")
 PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-o", "timeout=30")
 MEMORY = 8 << 30  # bytes that a mutant may take
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "models", "docs", "nbs")
@@ -197,7 +197,7 @@ def tests_for(mutant: Mutant, source: str, known: Reached, seconds: float) -> tu
     if not names and any(n in by_line for n in lines):
         names = set(known.seconds)
     module = Path(mutant.file).name
-    names = {n for n in names if module in OF_SIGNALS or not any(part in n for part in LONG)}
+    names = {n for n in names if module in WITH_LONG or not any(part in n for part in LONG)}
     ordered = sorted(names, key=lambda n: (known.seconds[n], n))
     mirror = f"tests/loop/test_{module}::"
     others = [n for n in ordered if not n.startswith(mirror)]

@@ -1,12 +1,14 @@
 """Which batches a phase sees: loaders of every kind, and passes in `fit(n_step=…)`."""
 
+import signal
+
 import pytest
 import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
-from learnloop.loop.passes import SAMPLE, sample_numbers, waits
+from learnloop.loop.passes import SAMPLE, how_data_goes_on, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -116,6 +118,21 @@ def test_a_phase_cancelled_before_its_first_batch_is_not_taken_for_empty():
     learn.fit(1)
 
 
+def test_a_loader_that_fails_at_the_beginning_of_an_epoch_is_noted_with_batch_number_0():
+    class Second(Stream):
+        epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            if self.epoch == 2:
+                raise OSError("gone")
+            return super().__iter__()
+
+    with pytest.raises(OSError, match="gone") as caught:
+        learner(dls=over(Second(2))).fit(2)
+    assert caught.value.__notes__[0].endswith("number 0 of epoch 1, train")
+
+
 def test_a_loader_that_fails_is_noted_with_the_phase():
     def broken():
         yield from tensor_loader(1)
@@ -203,6 +220,30 @@ def test_with_n_step_n_iter_is_the_loaders_length():
     seen = []
     steps(4, 4, cbs=[Callback(before_batch=lambda cb: seen.append((cb.iter, cb.n_iter)))], dls=loaders(2, None))
     assert seen == [(0, 2), (1, 2), (2, 2), (3, 2)]
+
+
+def test_every_pass_over_the_loader_is_closed():
+    closed = []
+
+    class Iterator:
+        def __init__(self):
+            self.batches = iter(tensor_loader(2))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+        def close(self):
+            closed.append(self)
+
+    class Loader:
+        def __iter__(self):
+            return Iterator()
+
+    learner(dls=over(Loader())).fit(n_step=5)
+    assert len(set(map(id, closed))) == 3
 
 
 def test_n_step_works_over_a_loader_without_len():
@@ -302,6 +343,70 @@ def test_wrong_numbers_are_refused_before_anything_begins(arguments, error, mess
     with pytest.raises(error, match=message):
         learn.fit(**arguments)
     assert heard.events == [] and learn.opt is None
+
+
+# What comes before the place of a state
+
+
+class Numbered(Stream):
+    """A loader that says where it stands, and goes on from there; it counts the batches that it reads."""
+
+    def __init__(self, n_batch):
+        super().__init__(n_batch)
+        self.i = self.start = self.n_read = 0
+
+    def __iter__(self):
+        for self.i in range(self.start, self.n_batch):
+            self.n_read += 1
+            yield list(tensor_loader(self.n_batch))[self.i]
+        self.start = 0
+
+    def state_dict(self):
+        return {"next": self.i + 1}
+
+    def load_state_dict(self, state):
+        self.start = state["next"]
+
+
+def stopped_after_two_batches(loader):
+    """A learner whose fit was stopped after two of four batches."""
+    presses = Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == 2 else None)
+    learn = learner(presses, dls=over(loader))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    return learn
+
+
+@pytest.mark.parametrize(
+    ("loader", "goes_on"),
+    [
+        (tensor_loader(4), "nothing before it is read again"),
+        (list(tensor_loader(4)), "nothing before it is read again"),
+        (Stream(4), "the data is read again up to it"),
+        (Numbered(4), "the loader goes on by its own state"),
+    ],
+    ids=["keyed", "list", "stream", "with a state"],
+)
+def test_it_is_said_what_becomes_of_the_data_before_the_place_of_a_state(loader, goes_on):
+    learn = stopped_after_two_batches(loader)
+    assert how_data_goes_on(learn, learn.state_dict()) == goes_on
+
+
+def test_a_loader_with_more_batches_than_it_says_is_gone_on_with_beyond_them():
+    class Modest(Stream):
+        def __len__(self):
+            return 1
+
+    learn = stopped_after_two_batches(Modest(4))
+    learn.resume()
+    assert learn.train_iter == 4
+
+
+def test_a_loader_with_a_state_of_its_own_reads_no_batch_twice():
+    loader = Numbered(4)
+    learn = stopped_after_two_batches(loader)
+    learn.resume()
+    assert loader.n_read == 4 and learn.train_iter == 4
 
 
 # How long some of the batches are waited for

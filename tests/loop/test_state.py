@@ -64,6 +64,16 @@ def test_a_long_list_of_floats_is_stored_as_one_tensor():
     assert (found["rates"]["value"].dtype, found["few"]) == (torch.float64, [0.1] * 3)
 
 
+def test_a_list_of_64_numbers_is_stored_as_it_is():
+    assert plain([0.1] * 64) == [0.1] * 64
+    assert plain([0.1] * 65)["value"].shape == (65,)
+
+
+def test_a_tensor_of_a_device_that_is_not_here_comes_back_in_host_memory():
+    saved = {"__kind__": "tensor", "value": torch.ones(2), "device": "cuda:99"}
+    assert unplain(saved).tolist() == [1.0, 1.0] and unplain(saved).device.type == "cpu"
+
+
 def test_the_losses_of_a_long_fit_are_stored_as_one_tensor():
     learn = learner(dls=loaders(5))
     for _ in range(3):
@@ -359,6 +369,14 @@ def test_an_optimizer_with_other_groups_is_refused():
 @pytest.mark.parametrize("state", [None, {}, {"model": {}}, [1], {"version": 99}])
 def test_what_is_no_state_is_refused(state):
     refused(learner(), state, "this is no state of a learner: `load_state_dict` takes what `state_dict")
+
+
+@pytest.mark.parametrize("change", [lambda state: state.update(version=2), lambda state: state.pop("random")])
+def test_a_state_of_another_version_or_without_one_of_its_parts_is_refused(change):
+    state = fitted().state_dict()
+    assert state["version"] == 1
+    change(state)
+    refused(learner(), state, "this is no state of a learner")
 
 
 def test_loading_during_a_run_is_refused():

@@ -41,6 +41,12 @@ def test_there_is_no_dl_before_the_first_fit():
     assert not hasattr(learner(), "dl")
 
 
+def test_before_the_first_fit_nothing_is_done():
+    learn = learner()
+    assert (learn.epoch, learn.n_epoch, learn.train_iter, learn.opt_iter, learn.pct_train) == (0, 1, 0, 0, 0.0)
+    assert not learn.stepped and not learn.interrupted and not learn.training
+
+
 def test_in_before_fit_the_counters_are_at_their_start():
     names = ("epoch", "n_epoch", "training", "train_iter", "opt_iter", "pct_train", "task", "stepped", "interrupted")
     assert seen_at("before_fit", *names) == [(0, 2, False, 0, 0, 0.0, "fit", False, False)]
