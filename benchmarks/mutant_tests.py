@@ -33,10 +33,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = "learnloop/loop"
 #: What tests the loop.
 SUITE = (
-    *("tests/loop", "tests/test_event_trace.py", "tests/test_learner.py", "tests/test_losses.py"),
+    "tests/loop",
+    "tests/test_event_trace.py",
     "tests/test_faults.py",
-    *("tests/test_seeds.py", "tests/test_validation_sets.py", "tests/callbacks/test_checkpoints.py"),
-    *("tests/callbacks/test_lr_finder.py", "tests/insight/test_explain.py", "tests/insight/test_model_checks.py"),
+    "tests/test_learner.py",
+    "tests/test_losses.py",
+    "tests/test_seeds.py",
+    "tests/test_validation_sets.py",
+    "tests/callbacks/test_checkpoints.py",
+    "tests/callbacks/test_lr_finder.py",
+    "tests/insight/test_explain.py",
+    "tests/insight/test_model_checks.py",
 )
 #: Seconds each: processes of their own, signals by the hundred, notebooks; for the modules that they are about.
 LONG = ("test_real_signals", "test_another_process", "test_a_script_ends", "test_a_notebook_cell", "workers", "sigterm")

@@ -39,7 +39,7 @@ def _is_effect(node: Any) -> bool:
     if node.type != "expr_stmt":
         return node.type == "atom_expr"
     target, sign = node.children[:2]
-    return target.type not in ("name", "atom") and sign.type != "annassign"
+    return sign.type != "annassign" and any(mark in target.get_code() for mark in ".[")
 
 
 def _is_in_function(node: Any) -> bool:
@@ -48,7 +48,7 @@ def _is_in_function(node: Any) -> bool:
 
 #: Of the replacements of an operator those that lie nearest to it.
 _NEAREST = {
-    "ReplaceBinaryOperator": "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul Pow_Mul BitOr_BitAnd BitAnd_BitOr",
+    "ReplaceBinaryOperator": "Add_Sub Sub_Add Mul_Div Div_Mul FloorDiv_Mul Mod_Mul BitOr_BitAnd BitAnd_BitOr",
     "ReplaceComparisonOperator": "Eq_NotEq NotEq_Eq Lt_LtE Lt_GtE LtE_Lt LtE_Gt Gt_GtE Gt_LtE GtE_Gt GtE_Lt "
     "Is_IsNot Is_Eq IsNot_Is IsNot_NotEq",
     "ReplaceUnaryOperator": "USub_UAdd Delete_Not",

@@ -353,19 +353,19 @@ class Numbered(Stream):
 
     def __init__(self, n_batch):
         super().__init__(n_batch)
-        self.i = self.start = self.n_read = 0
+        self.next = self.n_read = 0
 
     def __iter__(self):
-        for self.i in range(self.start, self.n_batch):
-            self.n_read += 1
-            yield list(tensor_loader(self.n_batch))[self.i]
-        self.start = 0
+        for batch in list(tensor_loader(self.n_batch))[self.next :]:
+            self.n_read, self.next = self.n_read + 1, self.next + 1
+            yield batch
+        self.next = 0
 
     def state_dict(self):
-        return {"next": self.i + 1}
+        return {"next": self.next}
 
     def load_state_dict(self, state):
-        self.start = state["next"]
+        self.next = state["next"]
 
 
 def stopped_after_two_batches(loader):

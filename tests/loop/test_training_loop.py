@@ -1,5 +1,6 @@
 """The loop's own work: counters, the record, backward and step, and what is kept alive at the end."""
 
+import copy
 import gc
 import weakref
 from contextlib import suppress
@@ -45,6 +46,14 @@ def test_before_the_first_fit_nothing_is_done():
     learn = learner()
     assert (learn.epoch, learn.n_epoch, learn.train_iter, learn.opt_iter, learn.pct_train) == (0, 1, 0, 0, 0.0)
     assert not learn.stepped and not learn.interrupted and not learn.training
+
+
+def test_a_batch_by_hand_moves_no_progress():
+    learn = learner()
+    learn.create_opt()
+    learn.training = True
+    learn.one_batch(0, learn.dls.one_batch())
+    assert (learn.train_iter, learn.opt_iter, learn.pct_train) == (1, 1, 0.0)
 
 
 def test_in_before_fit_the_counters_are_at_their_start():
@@ -145,6 +154,25 @@ def test_who_steps_by_hand_adds_to_opt_iter():
             raise CancelStepException
 
     assert seen_at("after_batch", "opt_iter", cbs=[ByHand()], n_epoch=1, dls=loaders(2, None)) == [(1,), (2,)]
+
+
+def test_steps_by_hand_lead_pct_train_no_further_than_the_end():
+    def step(cb):
+        cb.learn.opt_iter += 1
+
+    seen = []
+    look = Callback(after_step=step, after_batch=lambda cb: seen.append(cb.pct_train))
+    learn = learner(look, dls=loaders(2, None))
+    learn.fit(n_step=3)
+    assert seen == [2 / 3, 1.0]
+
+
+def test_a_copy_taken_inside_of_a_fit_counts_updates_as_any_learner():
+    copies = []
+    take = Once("before_epoch", lambda cb: copies.append(copy.deepcopy(cb.learn)))
+    learner(take).fit(1)
+    copies[0].fit(n_step=5)
+    assert copies[0].opt_iter == 5
 
 
 def test_every_fit_counts_from_the_start():
