@@ -106,7 +106,7 @@ class Chosen:
 
 
 def record(tree: Path) -> dict[str, Any]:
-    """Runs all tests once; RuntimeError where one fails."""
+    """Runs all tests once, and says what they reach."""
     cov = coverage.Coverage(data_file=None, include=[f"{tree}/{PACKAGE}/*"], config_file=False)
     cov.start()
     plugin = Recording(cov)
@@ -172,9 +172,9 @@ def _waited_for(child: int, until: float) -> None:
 # In the process that forks
 
 
-def copied(tree: Path) -> Path:
+def copied(root: Path, tree: Path) -> Path:
     """A copy of the repository. It is compiled but for the loop, whose compiled files could be those of a mutant."""
-    shutil.copytree(ROOT, tree, ignore=NOT_COPIED)
+    shutil.copytree(root, tree, ignore=NOT_COPIED)
     compileall.compile_dir(tree / "learnloop", quiet=1)
     shutil.rmtree(tree / PACKAGE / "__pycache__", ignore_errors=True)
     return tree
@@ -234,7 +234,7 @@ _tree: Path  # the copy that a process of the pool works in
 
 def _open_tree(folder: Path) -> None:
     global _tree
-    _tree = copied(folder / f"copy-{os.getpid()}")
+    _tree = copied(folder / "first", folder / f"copy-{os.getpid()}")
 
 
 def _tried_here(mutant: Mutant, known: Reached, seconds: float) -> Outcome:
@@ -247,7 +247,7 @@ def outcomes(mutants: Sequence[Mutant], seconds: float, jobs: int) -> Iterator[O
     importlib.import_module("torch").set_num_threads(1)
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         folder = Path(name).resolve()
-        known = reached(copied(folder / "first"))
+        known = reached(copied(ROOT, folder / "first"))
         print(f"{len(known.seconds)} tests, {sum(known.seconds.values()):.0f} s", flush=True)
         fork = multiprocessing.get_context("fork")
         with ProcessPoolExecutor(jobs, fork, _open_tree, (folder,)) as pool:

@@ -9,8 +9,9 @@ import math
 import sys
 import time
 import tomllib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from datetime import date
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,17 +37,22 @@ def counted(results: Iterable[Outcome], counts: dict[str, list[int]]) -> Found:
     return {"counts": counts, "survivors": survivors}
 
 
-def without_survivors(found: Found) -> dict[str, list[int]]:
-    """The counts of an earlier run for `counted`, to which the present end of its survivors is added."""
-    files = [s["file"] for s in found["survivors"]]
-    return {file: [n - files.count(file), caught] for file, (n, caught) in found["counts"].items()}
+def tried_again(former: Found, results: Callable[[list[Mutant]], Iterable[Outcome]]) -> Found:
+    """An earlier run with the present end of what survived without a reason; one whose line has gone counts no more."""
+    known = [s for s in former["survivors"] if reason_of(s)]
+    new = [s for s in former["survivors"] if not reason_of(s)]
+    files = [s["file"] for s in new]
+    counts = {file: [n - files.count(file), caught] for file, (n, caught) in former["counts"].items()}
+    found = counted(results(where_they_lie(new)), counts)
+    survivors = sorted([*known, *found["survivors"]], key=lambda s: (s["file"], s["line"]))
+    return {"what": former["what"], "counts": found["counts"], "survivors": survivors}
 
 
-def survivors_now(found: Found) -> list[Mutant]:
-    """The survivors of an earlier run, where they lie now; one whose line has gone is not among them."""
-    wanted = {(s["file"], s["operator"], s["before"], s["after"]) for s in found["survivors"]}
+def where_they_lie(survivors: list[dict[str, Any]]) -> list[Mutant]:
+    """Survivors of an earlier run as mutants of the present modules."""
+    wanted = {(s["file"], s["operator"], s["before"], s["after"]) for s in survivors}
     now = []
-    for file in sorted({s["file"] for s in found["survivors"]}):
+    for file in sorted({s["file"] for s in survivors}):
         source = (ROOT / file).read_text()
         lines = [line.strip() for line in source.splitlines()]
         texts = {before for name, _, before, _ in wanted if name == file}
@@ -89,20 +95,13 @@ def written(found: Found, folder: Path) -> str:
     return text
 
 
-def tried_again(options: argparse.Namespace) -> Found:
-    """The last run, with the present end of its survivors."""
-    former = json.loads((options.out / "mutants.json").read_text())
-    results = outcomes(survivors_now(former), options.seconds, options.jobs)
-    return {"what": former["what"], **counted(results, without_survivors(former))}
-
-
-def tried_anew(options: argparse.Namespace) -> Found:
+def tried_anew(options: argparse.Namespace, results: Callable[[list[Mutant]], Iterable[Outcome]]) -> Found:
     """All mutants, or a sample of them."""
     began = time.perf_counter()
     files = sorted(str(p.relative_to(ROOT)) for p in (ROOT / PACKAGE).glob(f"{options.module or '*'}.py"))
     every = {file: mutants for file in files if (mutants := mutants_of(file, (ROOT / file).read_text()))}
     chosen = sampled(every, options.sample, options.seed, options.beyond)
-    found = counted(outcomes(chosen, options.seconds, options.jobs), {})
+    found = counted(results(chosen), {})
     drawn = f"{len(chosen)} of {sum(map(len, every.values()))} mutants, seed {options.seed}"
     return {"what": f"{drawn}, {(time.perf_counter() - began) / 60:.0f} min", **found}
 
@@ -114,12 +113,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--beyond", type=int, default=0, help="leaves out what a sample of so many had")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--module", help="the mutants of one module, such as `spans`")
-    parser.add_argument("--again", action="store_true", help="the survivors of the page, to bring it up to date")
+    parser.add_argument("--again", action="store_true", help="what the page has without a reason, anew")
     parser.add_argument("--seconds", type=float, default=math.inf, help="of tests beside the mirror file")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(arguments)
-    found = tried_again(options) if options.again else tried_anew(options)
+    results = partial(outcomes, seconds=options.seconds, jobs=options.jobs)
+    former = options.out / "mutants.json"
+    found = tried_again(json.loads(former.read_text()), results) if options.again else tried_anew(options, results)
     text = written(found, options.out)
     print(text[: text.index("##")])
     new = [s for s in found["survivors"] if reason_of(s) is None]

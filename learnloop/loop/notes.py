@@ -28,7 +28,7 @@ def add_note(error: BaseException, learn: Any, raiser: str, ahead: bool = False)
         where += f"{place}, {phase}{of_set}"
     if ahead:
         where += _samples("waiting for samples", learn, 1)
-        if _is_broken_line(error) and getattr(state.get("dl"), "num_workers", 0):
+        if _is_broken_line(error) and getattr(state.get("dl"), "num_workers", False):
             where += "\n  a data worker died while it handed over a batch"
     elif not is_of_worker and any(span.name == "batch" for span in learn._open_spans):
         where += "".join(f"\n  {n}: {describe(state[n])}" for n in ("xb", "yb", "pred") if state.get(n) is not None)
