@@ -196,17 +196,18 @@ def reached(tree: Path) -> Reached:
 def tests_for(mutant: Mutant, source: str, known: Reached, seconds: float) -> tuple[list[str], list[str]]:
     """The tests of the mirror file that reach a mutant, then others, quick ones first, that take so many seconds.
 
-    Where only an import reaches it, all tests do.
+    Where only an import reaches it, all tests do; where nothing does, those of the mirror file are run.
     """
+    module = Path(mutant.file).name
+    mirror = f"tests/loop/test_{module}::"
     by_line = known.tests.get(mutant.file, {})
     lines = statement_lines(source, mutant.line, mutant.last_line)
     names = {name for n in lines for name in by_line.get(n, ())}
-    if not names and any(n in by_line for n in lines):
-        names = set(known.seconds)
-    module = Path(mutant.file).name
+    if not names:
+        imported = any(n in by_line for n in lines)  # otherwise no test reaches it, but for processes that one starts
+        names = {n for n in known.seconds if imported or n.startswith(mirror)}
     names = {n for n in names if module in WITH_LONG or not any(part in n for part in LONG)}
     ordered = sorted(names, key=lambda n: (known.seconds[n], n))
-    mirror = f"tests/loop/test_{module}::"
     others = [n for n in ordered if not n.startswith(mirror)]
     until = accumulate(known.seconds[n] for n in others)
     return [n for n in ordered if n.startswith(mirror)], [n for n, t in zip(others, until, strict=True) if t < seconds]

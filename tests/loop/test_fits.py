@@ -22,6 +22,7 @@ from learnloop import (
     accuracy,
 )
 from learnloop.data.keyed import random_states
+from learnloop.loop.fits import FitCall, run_dry
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
@@ -330,6 +331,28 @@ def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
     assert before == {"stage": "fit", "epoch": 0, "batches": 0, "pass": 0, "taken": 0, "loader": None}
     learn.fit(1)
     assert learn.state_dict()["position"] == {**before, "epoch": 1}
+
+
+def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
+    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10))).learner(), []
+    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: seen.append(cb.pct_train)))
+    run_dry(learn, call.checked(learn), n_batch=5, reassemble=lambda: None)
+    assert seen == [1 / 3, 2 / 3, 1.0] and learn.opt_iter == 0
+
+
+def test_ctrl_c_while_a_keyed_loader_reads_stops_before_that_batch_whatever_loader_validates():
+    class Presses(Noisy):
+        read = 0
+
+        def __getitem__(self, i):
+            self.read += 1
+            if self.read == len(X) + 7:  # the second batch of the second epoch
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(i)
+
+    learn = Case(lambda: DataLoaders(DataLoader(Presses(), 6), Foreign())).learner()
+    with pytest.raises(KeyboardInterrupt, match="before batch 1 of epoch 1"):
+        learn.fit(2)
 
 
 def test_a_learner_that_was_not_stopped_has_nothing_to_resume():

@@ -442,15 +442,13 @@ def test_who_has_to_wait_for_one_that_was_moved_has_that_law_as_the_reason():
     ]
 
 
-def test_of_several_that_it_waits_for_the_last_is_the_reason():
-    first, second = made("First", order=8, run_before=A), made("Second", order=9, run_before=A)
-    for cb in (first, second):
-        cb.run_after = B
-    assert reasons([A(), B(), first, second]) == [
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_of_those_that_it_waits_for_the_last_is_the_reason(n):
+    movers = [made(f"Mover{i}", order=9 + i, run_before=A, run_after=B) for i in range(1, n + 1)]
+    assert reasons([A(), B(), *movers]) == [
         "B: order 2",
-        "First: First.run_after = B",
-        "Second: Second.run_after = B",
-        "A: Second.run_before = A",
+        *(f"Mover{i}: Mover{i}.run_after = B" for i in range(1, n + 1)),
+        f"A: Mover{n}.run_before = A",
     ]
 
 

@@ -1,11 +1,12 @@
 """Which batches a phase sees: loaders of every kind, and passes in `fit(n_step=…)`."""
 
+import os
 import signal
 
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
 from learnloop.loop.passes import SAMPLE, how_data_goes_on, sample_numbers, waits
@@ -343,6 +344,27 @@ def test_wrong_numbers_are_refused_before_anything_begins(arguments, error, mess
     with pytest.raises(error, match=message):
         learn.fit(**arguments)
     assert heard.events == [] and learn.opt is None
+
+
+class Who(Dataset):
+    """Samples that say which process read them."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.tensor([float(os.getpid())])
+
+
+@pytest.mark.filterwarnings("ignore:nothing was trained")
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_of_a_torch_loader_live_on_from_epoch_to_epoch_where_they_are_meant_to(persistent):
+    loader = DataLoader(Who(), 2, num_workers=1, persistent_workers=persistent)
+    pids = []
+    look = Callback(before_batch=lambda cb: pids.append(int(cb.x[0])))
+    learner(look, dls=DataLoaders(loader, device="cpu", keyed=False)).fit(2)
+    assert pids[0] == pids[1] and pids[2] == pids[3]
+    assert (pids[0] == pids[2]) == persistent
 
 
 # What comes before the place of a state

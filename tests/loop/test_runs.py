@@ -599,6 +599,14 @@ def test_raising_in_every_place_of_a_nested_run_leaves_the_fit_usable():
         assert learn.opt_iter == 2 and heard.events[-1] == "cleanup_fit"
 
 
+def test_an_inner_run_from_outside_fires_the_events_of_its_phase_alone():
+    heard = Heard(["before_fit", "before_epoch", "before_validate", "after_validate"])
+    learn = learner(heard)
+    preds, _ = learn.get_preds(inner=True)
+    assert heard.events == ["before_validate", "after_validate"]
+    assert preds.equal(learn.get_preds()[0]) and learn.task is None
+
+
 def test_gradients_are_as_enabled_after_a_run_as_before_it():
     def fails(cb):
         torch.set_grad_enabled(False)  # as where a signal cuts torch's own `no_grad`
