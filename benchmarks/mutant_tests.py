@@ -48,7 +48,10 @@ SUITE = (
 #: Seconds each: processes of their own, signals by the hundred, notebooks; for the modules that they are about.
 LONG = ("test_real_signals", "test_another_process", "test_a_script_ends", "test_a_notebook_cell", "workers", "sigterm")
 WITH_LONG = ("interrupt.py", "passes.py", "spans.py")
-PYTEST = ("-x", "-q", "-p", "no:cacheprovider", "-p", "no:xdist", "--hypothesis-seed=0", "-o", "timeout=30")
+PYTEST = (
+    *("-x", "-q", "--assert=plain", "--hypothesis-seed=0", "-o", "timeout=30"),
+    *("-p", "no:cacheprovider", "-p", "no:xdist"),
+)
 MEMORY = 8 << 30  # bytes that a mutant may take
 NOT_COPIED = shutil.ignore_patterns(".*", "__pycache__", "build", "dist", "*.egg-info", "models", "docs", "nbs")
 
@@ -175,7 +178,8 @@ def _waited_for(child: int, until: float) -> None:
 def copied(root: Path, tree: Path) -> Path:
     """A copy of the repository. It is compiled but for the loop, whose compiled files could be those of a mutant."""
     shutil.copytree(root, tree, ignore=NOT_COPIED)
-    compileall.compile_dir(tree / "learnloop", quiet=1)
+    for folder in ("learnloop", "tests"):
+        compileall.compile_dir(tree / folder, quiet=1)
     shutil.rmtree(tree / PACKAGE / "__pycache__", ignore_errors=True)
     return tree
 
@@ -193,24 +197,33 @@ def reached(tree: Path) -> Reached:
     return Reached(lines, found["seconds"], found["modules"])
 
 
-def tests_for(mutant: Mutant, source: str, known: Reached, seconds: float) -> tuple[list[str], list[str]]:
-    """The tests of the mirror file that reach a mutant, then others, quick ones first, that take so many seconds.
+def tests_reaching(mutant: Mutant, source: str, known: Reached) -> set[str]:
+    """Tests that run the mutant's statement; all, where only an import runs it.
 
-    Where only an import reaches it, all tests do; where nothing does, those of the mirror file are run.
+    Those of the mirror file where none is seen to: it may be run in a process that a test starts.
     """
-    module = Path(mutant.file).name
-    mirror = f"tests/loop/test_{module}::"
     by_line = known.tests.get(mutant.file, {})
     lines = statement_lines(source, mutant.line, mutant.last_line)
     names = {name for n in lines for name in by_line.get(n, ())}
-    if not names:
-        imported = any(n in by_line for n in lines)  # otherwise no test reaches it, but for processes that one starts
-        names = {n for n in known.seconds if imported or n.startswith(mirror)}
-    names = {n for n in names if module in WITH_LONG or not any(part in n for part in LONG)}
+    if names:
+        return names
+    return {n for n in known.seconds if _is_mirrored(n, mutant) or any(line in by_line for line in lines)}
+
+
+def _is_mirrored(test: str, mutant: Mutant) -> bool:
+    return test.startswith(f"tests/loop/test_{Path(mutant.file).name}::")
+
+
+def tests_for(mutant: Mutant, source: str, known: Reached, seconds: float) -> tuple[list[str], list[str]]:
+    """The tests of the mirror file that reach a mutant, then others, quick ones first, that take so many seconds."""
+    names = tests_reaching(mutant, source, known)
+    if Path(mutant.file).name not in WITH_LONG:
+        names = {n for n in names if not any(part in n for part in LONG)}
     ordered = sorted(names, key=lambda n: (known.seconds[n], n))
-    others = [n for n in ordered if not n.startswith(mirror)]
+    mirrored = [n for n in ordered if _is_mirrored(n, mutant)]
+    others = [n for n in ordered if not _is_mirrored(n, mutant)]
     until = accumulate(known.seconds[n] for n in others)
-    return [n for n in ordered if n.startswith(mirror)], [n for n, t in zip(others, until, strict=True) if t < seconds]
+    return mirrored, [n for n, t in zip(others, until, strict=True) if t < seconds]
 
 
 def tried(mutant: Mutant, known: Reached, seconds: float, tree: Path) -> Outcome:

@@ -88,3 +88,11 @@ def test_the_page_gives_the_rate_and_for_each_survivor_its_reason_or_that_it_is_
     page = module("mutants").page({"counts": {"learnloop/loop/a.py": [4, 3]}, "survivors": [survivor]}, "today")
     assert "| a.py | 4 | 3 | 75.0 % |" in page
     assert "- `learnloop/loop/a.py:3` `if a:` → `if not a:`: **new**" in page
+
+
+def test_every_reason_is_about_a_mutant_that_there_is(module, mutations):
+    for file, line, becomes in module("mutants").reasons():
+        source = (BENCHMARKS.parent / file).read_text()
+        lines = source.splitlines()
+        near = [m for m in mutations.mutants_of(file, source) if lines[m.line - 1].strip() == line]
+        assert (line, becomes) in [mutations.changed_lines(source, m.code(source)) for m in near], (file, line)
