@@ -25,7 +25,7 @@ help:
 	@echo 'make study   ablate four techniques on Fashion-MNIST (ten minutes or more)'
 	@echo 'make pairs   check every pair of callbacks: they work together, or are refused with a reason (some minutes)'
 	@echo 'make properties   a thousand sets of callbacks by chance, 500 fits in one process (some minutes)'
-	@echo 'make mutants   change learnloop/loop/ in one place at a time, list what the tests miss (half an hour; ARGS="--module spans")'
+	@echo 'make mutants   change the loop in one place at a time, list what the tests miss (half an hour; ARGS="--module spans")'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from learnloop import Callback, Recorder
-from learnloop.loop.callback import TASKS, handled_events, state_attributes
+from learnloop.loop.callback import TASKS, check_alone, handled_events, state_attributes
 from tests.toys import Heard, learner
 
 
@@ -417,6 +417,17 @@ def test_its_tasks_may_leave_out_the_fit():
 def test_an_unknown_task_is_refused_when_the_class_is_defined():
     with pytest.raises(ValueError, match=r"`Timer.tasks` names \['train'\]; tasks are fit, lr_find, validate, predict"):
         subclass(tasks=("fit", "train"))
+
+
+def test_where_two_of_a_kind_are_at_work_both_are_named():
+    first, second = Answers(), Answers()
+    learn = learner([first, Plain()])
+    check_alone(Answers, learn, "answer")
+    learn.add_cb(second)
+    with pytest.raises(ValueError, match=r"^\[Answers, Answers\] would each answer\. Keep one of them\.$"):
+        check_alone(Answers, learn, "answer")
+    second.run = False
+    check_alone(Answers, learn, "answer")
 
 
 # Name, state, copies

@@ -178,6 +178,14 @@ def test_whether_batches_must_be_moved_is_found_out_in_each_phase():
     assert on_meta((X.to("meta"), Y.to("meta")), (X, Y)) == ["meta", "meta"]
 
 
+def test_once_a_batch_of_a_phase_had_to_be_moved_all_of_them_are():
+    here, there = (X, Y), (X.to("meta"), Y.to("meta"))
+    look = Look()
+    dls = DataLoaders([here, there, here, here], device="cpu")
+    learner(look, dls=dls, model=nn.Linear(1, 1, device="meta")).fit(1)
+    assert [str(seen["x"].device) for seen in look.seen] == ["meta"] * 4
+
+
 def test_outside_of_a_run_there_is_no_batch():
     learn = learner()
     assert (learn.xb, learn.yb, learn.x, learn.y, learn.pred, learn.batch) == ((None,), (None,), None, None, None, None)
@@ -507,9 +515,11 @@ def test_a_loss_of_one_element_is_one_number():
     assert learn.opt_iter == 1
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
 @pytest.mark.parametrize("loss", [None, 3.0])
-def test_a_loss_func_that_returns_no_tensor_is_an_error_that_names_it(loss):
+def test_a_loss_func_that_returns_no_tensor_is_an_error_that_names_it(loss, is_frozen):
     learn = learner(loss_func=lambda p, y: loss)
+    learn.model.requires_grad_(not is_frozen)
     with pytest.raises((TypeError, ValueError), match=r"loss_func|loss_grad"):
         learn.fit(1)
 
