@@ -340,6 +340,15 @@ def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
     assert seen == [1 / 3, 2 / 3, 1.0] and learn.opt_iter == 0
 
 
+@pytest.mark.parametrize(("n_epoch", "start_epoch", "epochs"), [(5, 1, [1, 4]), (1, 0, [0]), (2, 2, []), (2, 4, [])])
+def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, epochs):
+    learn, begun, seen = Case().learner(), [], []
+    cb = Callback(before_fit=lambda cb: begun.append(cb.epoch), before_epoch=lambda cb: seen.append(cb.epoch))
+    call = FitCall(n_epoch, start_epoch=start_epoch, cbs=cb)
+    run_dry(learn, call.checked(learn), n_batch=1, reassemble=lambda: None)
+    assert seen == epochs and begun == [min(start_epoch, n_epoch - 1)]
+
+
 def test_ctrl_c_while_a_keyed_loader_reads_stops_before_that_batch_whatever_loader_validates():
     class Presses(Noisy):
         read = 0

@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
-from learnloop.loop.passes import SAMPLE, how_data_goes_on, sample_numbers, waits
+from learnloop.loop.passes import SAMPLE, how_data_goes_on, place, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -500,3 +500,11 @@ def test_with_n_step_they_are_those_of_the_pass_over_the_loader():
 
 def test_a_loader_without_len_does_not_tell():
     assert samples(1, dls=over(Stream(2))) == [(None, None)] * 3
+
+
+def test_the_number_of_a_pass_is_the_epoch_in_a_fit_and_0_in_every_other_run():
+    numbers = []
+    learn = learner(Callback(before_batch=lambda cb: numbers.append(place(cb.learn)[1])), dls=loaders(1, 1))
+    learn.fit(2)
+    learn.validate()
+    assert numbers == [0, 0, 1, 1, 0]
