@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
-from learnloop.loop.passes import SAMPLE, how_data_goes_on, place, sample_numbers, waits
+from learnloop.loop.passes import SAMPLE, Passes, how_data_goes_on, place, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -276,6 +276,25 @@ def test_a_whole_pass_without_an_update_raises(event_name):
     with pytest.raises(RuntimeError, match=r"a whole pass over the training loader \(3 batches\) made no update"):
         learn.fit(n_step=2)
     assert learn.train_iter == 3 and learn.task is None
+
+
+@pytest.mark.parametrize(
+    ("run", "named"),
+    [(lambda learn: learn.fit(n_step=2), r"fit\(n_step=…\)"), (lambda learn: learn.lr_find(), "lr_find")],
+    ids=["fit", "lr_find"],
+)
+def test_that_error_names_what_would_never_end(run, named):
+    learn = learner(Callback(before_step=raising(CancelStepException)), default_cbs=True)
+    with pytest.raises(RuntimeError, match=f"so `{named}` would never end. Check which callback cancels the step"):
+        run(learn)
+
+
+def test_a_pass_begun_in_the_middle_may_end_without_an_update():
+    learn = learner(dls=loaders(2))
+    passes = Passes(learn, learn.dls.train, number=0, start=1)
+    for _ in range(2):
+        next(passes)
+    assert (passes.number, passes.taken, learn.opt_iter) == (1, 1, 0)
 
 
 def test_a_later_pass_without_an_update_raises_as_well():
