@@ -191,6 +191,20 @@ def test_dl_n_iter_and_training_are_set_before_the_phase_begins(event_name, trai
     assert rows == [(dls.train if training else dls.valid, n_iter, training)]
 
 
+def test_of_another_loader_set_in_before_train_n_iter_is_the_length():
+    swap = Callback(before_train=lambda cb: setattr(cb.learn, "dl", tensor_loader(3)))
+    assert seen_at("before_batch", "n_iter", "iter", n_epoch=1, cbs=[swap])[:3] == [(3, 0), (3, 1), (3, 2)]
+
+
+def test_a_validation_that_a_callback_begins_by_itself_is_of_the_validation_set():
+    names = []
+    again = Callback(
+        after_train=lambda cb: cb.learn._do_epoch_validate(), before_validate=lambda cb: names.append(cb.learn.dl_name)
+    )
+    learner(again).fit(1)
+    assert names == ["valid", "valid"]
+
+
 def test_another_loader_set_in_before_train_is_the_one_that_is_read():
     other = tensor_loader(5)
     change = Callback(before_train=lambda cb: setattr(cb.learn, "dl", other))
