@@ -9,6 +9,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
+from learnloop.data.keyed import end_workers
 from learnloop.loop.passes import SAMPLE, Passes, how_data_goes_on, place, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
@@ -384,6 +385,8 @@ def test_workers_of_a_torch_loader_live_on_from_epoch_to_epoch_where_they_are_me
     learner(look, dls=DataLoaders(loader, device="cpu", keyed=False)).fit(2)
     assert pids[0] == pids[1] and pids[2] == pids[3]
     assert (pids[0] == pids[2]) == persistent
+    if persistent:
+        end_workers(loader._iterator)
 
 
 # What comes before the place of a state
