@@ -79,9 +79,13 @@ def page(found: Found, head: str) -> str:
     table = ["| module | mutants | caught | |", "|---|---:|---:|---:|", *rows]
     lines = ["# Mutants of learnloop/loop", "", head, "", *table, "", "## Those that survive", ""]
     for s in found["survivors"]:
-        change = f"`{s['before']}` → `{s['after']}`"
+        change = f"{_code(s['before'])} → {_code(s['after'])}"
         lines.append(f"- `{s['file']}:{s['line']}` {change}: {reason_of(s) or '**new**'}")
     return "\n".join(lines) + "\n"
+
+
+def _code(text: str) -> str:
+    return f"`` {text} ``" if "`" in text else f"`{text}`"
 
 
 def written(found: Found, folder: Path) -> str:
