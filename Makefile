@@ -12,7 +12,7 @@ nbformat.write(lesson, path)
 endef
 export RUN_LESSON
 
-.PHONY: help demo test lint nbs bench faults sets pairs properties study clean
+.PHONY: help demo test lint nbs bench faults sets pairs properties mutants study clean
 
 help:
 	@echo 'make demo    train a small network on handwritten digits, write learning_curve.png'
@@ -25,6 +25,7 @@ help:
 	@echo 'make study   ablate four techniques on Fashion-MNIST (ten minutes or more)'
 	@echo 'make pairs   check every pair of callbacks: they work together, or are refused with a reason (some minutes)'
 	@echo 'make properties   a thousand sets of callbacks by chance, 500 fits in one process (some minutes)'
+	@echo 'make mutants   change the loop in one place at a time, list what the tests miss (half an hour; ARGS="--module spans")'
 	@echo 'make clean   remove what the other targets made'
 
 demo: $(VENV)/installed
@@ -65,6 +66,9 @@ pairs: $(VENV)/installed-test
 
 properties: $(VENV)/installed-test
 	$(BIN)/python -m pytest -q -m slow tests/test_properties.py tests/test_many_fits.py tests/test_every_callback.py
+
+mutants: $(VENV)/installed-mutants
+	$(BIN)/python benchmarks/mutants.py --sample 450 $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .coverage htmlcov

@@ -342,6 +342,7 @@ def test_every_test_file_stands_where_its_module_stands():
         "properties",
         "many_fits",
         "benchmarks",
+        "mutants",
     }
     for file in (ROOT / "tests").rglob("test_*.py"):
         parts = file.relative_to(ROOT / "tests").with_suffix("").parts

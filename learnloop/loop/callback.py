@@ -215,7 +215,7 @@ def check_handler_name(cls: type, name: str) -> None:
     warnings.warn(
         f"`{cls.__name__}.{name}` looks like a handler, but no event has that name, so nothing calls it. "
         f'If that is meant, set `_not_events = ("{name}",)`.',
-        stacklevel=4,
+        stacklevel=3,
     )
 
 

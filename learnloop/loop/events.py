@@ -114,7 +114,7 @@ def one_edit_away(name: str) -> str | None:
 
 
 def _one_edit(a: str, b: str) -> bool:
-    if a == b or abs(len(a) - len(b)) > 1:
+    if a == b:
         return False
     start = next((i for i, (p, q) in enumerate(zip(a, b, strict=False)) if p != q), min(len(a), len(b)))
     rest_a, rest_b = a[start:], b[start:]

@@ -62,7 +62,7 @@ def _pass_of_phase(learn: Any) -> int:
     return learn.epoch if learn.task == "fit" else 0
 
 
-def sample_numbers(learn: Any, ahead: int = 0) -> list[Any] | None:
+def sample_numbers(learn: Any, ahead: int) -> list[Any] | None:
     """The numbers of the samples in the batch in hand, or so many batches ahead; None where a loader does not tell."""
     dl, number, i = place(learn)
     order = indices_of(dl, key_of(learn, dl, number), getattr(learn.dls, "keyed", True))

@@ -397,6 +397,15 @@ def test_a_fit_that_failed_is_gone_on_from_in_the_same_process(tmp_path):
     assert weights(learn) == weights(whole)
 
 
+def test_a_fit_that_failed_after_one_that_ended_is_gone_on_from_too(tmp_path):
+    learn = toy(tmp_path, "3step")
+    learn.fit(1)
+    with learn.added_cbs(At(80, die)), pytest.raises(Dead):
+        learn.fit(2)
+    learn.fit(2, resume=True)
+    assert (learn.epoch, learn.pct_train) == (1, 1.0)
+
+
 def test_two_checkpoints_do_not_share_a_folder(tmp_path):
     learn = toy_learner(cbs=[Checkpoint("1ep"), Checkpoint("10min")], path=tmp_path)
     with pytest.raises(ValueError, match=r"two Checkpoints would write to `.*checkpoints`. Give one of them another"):

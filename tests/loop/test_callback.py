@@ -1,6 +1,7 @@
 """What a callback is."""
 
 import copy
+import linecache
 import pickle
 import warnings
 
@@ -9,7 +10,7 @@ import torch
 from torch import nn
 
 from learnloop import Callback, Recorder
-from learnloop.loop.callback import TASKS, handled_events, state_attributes
+from learnloop.loop.callback import TASKS, check_alone, handled_events, state_attributes
 from tests.toys import Heard, learner
 
 
@@ -218,6 +219,16 @@ def test_the_model_is_not_asked_whether_a_name_is_hidden():
     cb.tally = 1
 
 
+@pytest.mark.parametrize("is_on_a_learner", [True, False])
+def test_what_was_set_on_it_can_be_deleted_and_the_class_speaks_again(is_on_a_learner):
+    cb = Plain()
+    if is_on_a_learner:
+        learner(cb)
+    cb.mine, cb.order = 1, 3
+    del cb.mine, cb.order
+    assert not hasattr(cb, "mine") and cb.order == 0
+
+
 # Names of handlers
 
 
@@ -246,6 +257,17 @@ def test_a_handler_further_away_from_every_event_warns():
         "`Timer.before_everything` looks like a handler, but no event has that name, so nothing calls it. "
         'If that is meant, set `_not_events = ("before_everything",)`.'
     )
+
+
+def test_such_a_warning_points_to_where_the_class_or_the_attribute_is_written():
+    with pytest.warns(UserWarning) as warned:
+
+        class Wrong(Callback):
+            before_everything = nothing
+
+        Plain().after_everything = nothing
+    lines = [linecache.getline(w.filename, w.lineno).strip() for w in warned]
+    assert lines == ["class Wrong(Callback):", "Plain().after_everything = nothing"]
 
 
 @pytest.mark.parametrize("name", ["before_call", "after_bacth", "cleanup_x"])
@@ -335,6 +357,14 @@ def test_called_by_hand_it_heeds_its_switches():
     assert cb("after_fit") is None
 
 
+def test_called_by_hand_on_no_learner_it_is_as_in_training():
+    cb = Answers()
+    cb.run_valid = False
+    assert cb("before_batch") == "answer"
+    cb.run_train = False
+    assert cb("before_batch") is None
+
+
 def test_called_by_hand_a_cleanup_runs_whatever_the_switches_say():
     cb = Callback(cleanup_batch=lambda cb: "clean")
     learner(cb)
@@ -387,6 +417,17 @@ def test_its_tasks_may_leave_out_the_fit():
 def test_an_unknown_task_is_refused_when_the_class_is_defined():
     with pytest.raises(ValueError, match=r"`Timer.tasks` names \['train'\]; tasks are fit, lr_find, validate, predict"):
         subclass(tasks=("fit", "train"))
+
+
+def test_where_two_of_a_kind_are_at_work_both_are_named():
+    first, second = Answers(), Answers()
+    learn = learner([first, Plain()])
+    check_alone(Answers, learn, "answer")
+    learn.add_cb(second)
+    with pytest.raises(ValueError, match=r"^\[Answers, Answers\] would each answer\. Keep one of them\.$"):
+        check_alone(Answers, learn, "answer")
+    second.run = False
+    check_alone(Answers, learn, "answer")
 
 
 # Name, state, copies
@@ -488,3 +529,13 @@ def test_in_a_cell_it_shows_itself_and_not_the_learner():
         "<table><caption>Limit: Stops at &lt;n&gt;.</caption><tbody><tr><td>hears</td><td>after_batch</td></tr>"
         "<tr><td>order</td><td>0</td></tr><tr><td>n</td><td>3</td></tr></tbody></table>"
     )
+
+
+def test_of_its_docstring_a_cell_shows_the_first_line():
+    class Limit(Callback):
+        """Stops at once.
+
+        In the middle of an epoch too.
+        """
+
+    assert "<caption>Limit: Stops at once.</caption>" in Limit()._repr_html_()

@@ -163,6 +163,29 @@ def test_the_loaders_own_batch_is_not_changed_by_that():
     assert batch[0] is X and batch[1] is Y
 
 
+def on_meta(train, valid):
+    """Where the inputs of a training batch and of one for validation come to lie, with a model on the device `meta`."""
+    look = Look()
+    learner(look, dls=DataLoaders([train], [valid], device="cpu"), model=nn.Linear(1, 1, device="meta")).fit(1)
+    return [str(seen["x"].device) for seen in look.seen]
+
+
+def test_batches_come_to_the_device_of_the_model():
+    assert on_meta((X, Y), (X, Y)) == ["meta", "meta"]
+
+
+def test_whether_batches_must_be_moved_is_found_out_in_each_phase():
+    assert on_meta((X.to("meta"), Y.to("meta")), (X, Y)) == ["meta", "meta"]
+
+
+def test_once_a_batch_of_a_phase_had_to_be_moved_all_of_them_are():
+    here, there = (X, Y), (X.to("meta"), Y.to("meta"))
+    look = Look()
+    dls = DataLoaders([here, there, here, here], device="cpu")
+    learner(look, dls=dls, model=nn.Linear(1, 1, device="meta")).fit(1)
+    assert [str(seen["x"].device) for seen in look.seen] == ["meta"] * 4
+
+
 def test_outside_of_a_run_there_is_no_batch():
     learn = learner()
     assert (learn.xb, learn.yb, learn.x, learn.y, learn.pred, learn.batch) == ((None,), (None,), None, None, None, None)
@@ -262,6 +285,17 @@ def test_a_missing_loss_is_an_error_that_says_what_to_pass():
 def test_without_targets_and_without_loss_func_a_model_just_predicts():
     learn = fitted(X, look := Look(), loss_func=None)
     assert look.seen[0]["pred"] is not None and learn.opt_iter == 0
+
+
+def test_predicting_needs_no_loss_func_though_there_are_targets():
+    dls = DataLoaders([(X, Y)], [(X, Y)], device="cpu")
+    preds, targets = learner(dls=dls, loss_func=None).get_preds()
+    assert preds.shape == (3, 1) and targets.equal(Y)
+
+
+def test_a_callback_may_supply_the_loss_after_the_prediction():
+    supplies = Callback(after_pred=lambda cb: setattr(cb.learn, "loss_grad", (cb.pred - cb.y).square().mean()))
+    assert fitted((X, Y), supplies, loss_func=None).opt_iter == 1
 
 
 # An empty yb is looked at twice
@@ -481,9 +515,11 @@ def test_a_loss_of_one_element_is_one_number():
     assert learn.opt_iter == 1
 
 
+@pytest.mark.parametrize("is_frozen", [False, True])
 @pytest.mark.parametrize("loss", [None, 3.0])
-def test_a_loss_func_that_returns_no_tensor_is_an_error_that_names_it(loss):
+def test_a_loss_func_that_returns_no_tensor_is_an_error_that_names_it(loss, is_frozen):
     learn = learner(loss_func=lambda p, y: loss)
+    learn.model.requires_grad_(not is_frozen)
     with pytest.raises((TypeError, ValueError), match=r"loss_func|loss_grad"):
         learn.fit(1)
 

@@ -366,6 +366,39 @@ def test_two_callbacks_of_one_class_live_side_by_side():
     assert list(learn[Counter]) == [first, second]
 
 
+class Equal(Counter):
+    """As a dataclass: equal to another one with the same settings."""
+
+    def __eq__(self, other):
+        return isinstance(other, Equal)
+
+    __hash__ = Callback.__hash__
+
+
+def test_callbacks_that_compare_equal_are_different_callbacks():
+    first, second = Equal(), Equal()
+    learn = learner([first, second])
+    learn.remove_cb(second)
+    assert len(learn.cbs) == 1 and learn.cbs[0] is first and first.learn is learn
+    learn.fit(1, cbs=second)
+    assert (first.fits, second.fits) == (1, 1)
+    assert len(learn.cbs) == 1 and learn.cbs[0] is first
+
+
+def test_a_run_that_a_callback_starts_is_heard_by_its_equal():
+    class Asks(Equal):
+        asks = False
+
+        def after_train(self):
+            if self.asks:
+                self.learn.validate()
+
+    asking, equal = Asks(), Asks()
+    asking.asks = True
+    learner([asking, equal], dls=loaders(2, 1)).fit(1)
+    assert (asking.batches, equal.batches) == (3, 4)
+
+
 def test_the_attribute_belongs_to_the_last_added_and_goes_back_when_that_is_removed():
     first, second = Counter(), Counter()
     learn = learner([first, second])
@@ -586,6 +619,13 @@ def test_two_learners_may_share_a_callback_which_follows_the_one_that_runs():
     assert seen == [one, two, one] and counter.batches == 9
 
 
+def test_a_running_event_of_one_learner_goes_on_with_what_is_removed_from_another():
+    shared = Counter()
+    other = learner(shared)
+    learner([Callback(before_fit=lambda cb: other.remove_cb(shared)), shared]).fit(1)
+    assert shared.fits == 1
+
+
 def test_removing_a_shared_callback_from_one_learner_leaves_the_other_working():
     counter = Counter()
     one, two = learner(counter), learner(counter)
@@ -627,6 +667,15 @@ def test_an_error_of_a_handler_keeps_type_arguments_and_traceback():
         frames.append(tb.tb_frame.f_code.co_name)
         tb = tb.tb_next
     assert frames[-1] == "_fail"
+
+
+def test_an_error_of_a_static_method_is_noted_as_its_callbacks():
+    class Static(Callback):
+        @staticmethod
+        def before_fit():
+            raise ValueError("mine")
+
+    assert error_of(Static()).__notes__[0].startswith("raised by Static.before_fit")
 
 
 def test_an_error_without_arguments_stays_without():

@@ -22,6 +22,7 @@ from learnloop import (
     accuracy,
 )
 from learnloop.data.keyed import random_states
+from learnloop.loop.fits import FitCall, run_dry
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
@@ -289,6 +290,78 @@ def test_a_foreign_loader_with_workers_of_its_own_is_gone_on_with_exactly(stop):
     steps = lambda learn: learn.fit(n_step=7, valid_every=3)  # noqa: E731
     case = Case(lambda: DataLoaders(DataLoader(Stream(), 6, num_workers=1)), steps)
     assert outcome(case.run(stop)) == outcome(case.run())
+
+
+def test_a_fit_of_no_epochs_stays_at_epoch_0():
+    learn = Case().learner()
+    learn.fit(0)
+    assert (learn.epoch, learn.n_epoch) == (0, 0)
+
+
+def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
+    learn = Case().learner()
+    learn.fit(n_step=4, valid_every=2)
+    learn.fit(1)
+    assert (learn.n_step, learn.valid_every) == (None, 0)
+
+
+def test_a_second_fit_begins_at_the_beginning():
+    learn = Case().learner()
+    learn.fit(1)
+    seen = []
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append((cb.pct_train, cb.training, cb.iter, cb.train_iter))))
+    assert seen == [(0.0, False, None, 0)]
+
+
+def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
+    heard = []
+    asks = Callback(
+        before_validate=lambda cb: cb.learn.at_boundary(lambda: heard.append("acted")),
+        after_validate=lambda cb: heard.append("after_validate"),
+        after_epoch=lambda cb: heard.append("after_epoch"),
+    )
+    Case(cbs=lambda: [asks]).run()
+    assert heard == ["after_validate", "after_epoch", "acted"] * 2
+
+
+def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
+    learn = Case().learner()
+    learn.create_opt()
+    before = learn.state_dict()["position"]
+    assert before == {"stage": "fit", "epoch": 0, "batches": 0, "pass": 0, "taken": 0, "loader": None}
+    learn.fit(1)
+    assert learn.state_dict()["position"] == {**before, "epoch": 1}
+
+
+def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
+    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10))).learner(), []
+    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: seen.append(cb.pct_train)))
+    run_dry(learn, call.checked(learn), n_batch=5, reassemble=lambda: None)
+    assert seen == [1 / 3, 2 / 3, 1.0] and learn.opt_iter == 0
+
+
+@pytest.mark.parametrize(("n_epoch", "start_epoch", "epochs"), [(5, 1, [1, 4]), (1, 0, [0]), (2, 2, []), (2, 4, [])])
+def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, epochs):
+    learn, begun, seen = Case().learner(), [], []
+    cb = Callback(before_fit=lambda cb: begun.append(cb.epoch), before_epoch=lambda cb: seen.append(cb.epoch))
+    call = FitCall(n_epoch, start_epoch=start_epoch, cbs=cb)
+    run_dry(learn, call.checked(learn), n_batch=1, reassemble=lambda: None)
+    assert seen == epochs and begun == [min(start_epoch, n_epoch - 1)]
+
+
+def test_ctrl_c_while_a_keyed_loader_reads_stops_before_that_batch_whatever_loader_validates():
+    class Presses(Noisy):
+        read = 0
+
+        def __getitem__(self, i):
+            self.read += 1
+            if self.read == len(X) + 7:  # the second batch of the second epoch
+                signal.raise_signal(signal.SIGINT)
+            return super().__getitem__(i)
+
+    learn = Case(lambda: DataLoaders(DataLoader(Presses(), 6), Foreign())).learner()
+    with pytest.raises(KeyboardInterrupt, match="before batch 1 of epoch 1"):
+        learn.fit(2)
 
 
 def test_a_learner_that_was_not_stopped_has_nothing_to_resume():

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from learnloop import Callback, CancelFitException, DataLoaders
+from learnloop.loop.interrupt import Sigterm, uncut_on_top
 from tests.toys import Heard, Once, learner, loaders, raise_at, raising, tensor_loader
 
 ROOT = Path(__file__).parents[2]
@@ -331,6 +332,29 @@ def test_the_second_ctrl_c_in_the_last_cleanup_waits_for_it_and_takes_the_state_
         learn.resume()
 
 
+@uncut_on_top
+def press_unasked():
+    signal.raise_signal(signal.SIGINT)
+
+
+@uncut_on_top
+def ask_to_press():
+    press()
+
+
+@pytest.mark.parametrize(("second", "goes_on"), [(press_unasked, True), (ask_to_press, False), (press, False)])
+def test_the_second_ctrl_c_waits_for_a_marked_functions_own_instructions_and_for_nothing_it_calls(second, goes_on):
+    heard = []
+
+    def twice(cb):
+        press()
+        second()
+        heard.append("went on")
+
+    stopped(learner(Once("before_batch", twice)), 1)
+    assert bool(heard) == goes_on
+
+
 def test_a_cleanup_that_runs_because_of_the_second_ctrl_c_is_not_cut_by_a_third():
     done = []
 
@@ -435,6 +459,49 @@ def test_nothing_is_touched_by_a_fit_that_is_refused():
 
 
 # From outside of the process
+
+
+# SIGTERM
+
+
+@pytest.fixture
+def sigterm_of():
+    """Makes an open `Sigterm`; it is closed after the test."""
+    opened = []
+    yield lambda learn: opened.append(Sigterm(learn).open()) or opened[0]
+    opened[0].close()
+
+
+def test_sigterm_stops_a_fit_at_the_end_of_its_batch_and_the_former_handler_comes_back(sigterm_of):
+    former, log = signal.getsignal(signal.SIGTERM), Heard(["after_batch", "after_cancel_fit"])
+    learn = learner([log, Once("after_pred", lambda cb: signal.raise_signal(signal.SIGTERM))])
+    sigterm = sigterm_of(learn)
+    assert not sigterm.was_sent
+    stopped(learn, 2)
+    assert sigterm.was_sent and log.events == ["after_batch", "after_cancel_fit"]
+    sigterm.close()
+    sigterm.close()
+    assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_a_forked_process_dies_of_sigterm_and_the_fit_goes_on(sigterm_of):
+    learn = learner()
+    sigterm = sigterm_of(learn)
+    child = os.fork()
+    if child == 0:
+        signal.raise_signal(signal.SIGTERM)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGTERM
+    learn.fit(1)
+    assert learn.opt_iter == 2 and not sigterm.was_sent
+
+
+def test_sigterm_is_left_alone_in_another_thread():
+    former, found = signal.getsignal(signal.SIGTERM), []
+    thread = threading.Thread(target=lambda: found.append(Sigterm(learner()).open().former))
+    thread.start()
+    thread.join()
+    assert found == [None] and signal.getsignal(signal.SIGTERM) == former
 
 
 def test_a_script_ends_as_killed_by_ctrl_c_so_that_shell_loops_end_too():

@@ -34,6 +34,20 @@ def test_losses_of_several_kinds_become_one_tensor():
     assert kept.since(0) == [2.0, 4.0, 0.5]
 
 
+def test_a_single_number_among_tensors_becomes_one_of_them():
+    kept = kept_of(1.0)
+    kept.losses.append(4)
+    assert kept.since(0) == [1.0, 4.0]
+
+
+def test_losses_come_to_the_device_of_the_last():
+    kept = kept_of(1.0)
+    kept.fold()
+    kept.losses.append(torch.tensor(2.0, device="meta"))
+    (block,) = kept.state_dict()["losses"]
+    assert (block.device.type, block.shape) == ("meta", (2,))
+
+
 def test_on_the_host_all_losses_have_arrived():
     kept = kept_of(1.0, 2.0, 3.0)
     assert (kept.arrived(0), kept.arrived(2), kept.arrived(3)) == ([1.0, 2.0, 3.0], [3.0], [])
@@ -45,6 +59,13 @@ def test_a_state_holds_everything_and_goes_on():
     other.load_state_dict(kept.state_dict())
     other.losses.append(torch.tensor(3.0))
     assert (other.since(0), other.rates, len(other)) == ([1.0, 2.0, 3.0], [0.1, 0.2], 3)
+
+
+def test_a_state_has_its_losses_in_one_tensor_however_often_somebody_looked():
+    kept = kept_of(1.0)
+    kept.fold()
+    kept.losses.append(torch.tensor(2.0))
+    assert [block.tolist() for block in kept.state_dict()["losses"]] == [[1.0, 2.0]]
 
 
 @pytest.mark.gpu

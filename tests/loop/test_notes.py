@@ -4,8 +4,15 @@ import pytest
 
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelFitException
-from learnloop.loop.notes import first_of
+from learnloop.loop.notes import add_note, first_of
 from tests.toys import learner, raising
+
+
+def test_after_a_run_a_note_has_no_place():
+    learn, error = learner(), ValueError("x")
+    learn.fit(1)
+    add_note(error, learn, "Clip.before_batch")
+    assert error.__notes__ == ["raised by Clip.before_batch"]
 
 
 def test_the_first_error_leaves_with_the_others_as_notes():

@@ -124,6 +124,21 @@ def test_a_chain_of_laws_follows_the_one_it_ends_in():
         assert names(cbs) == "A First Second Third B"
 
 
+def test_who_moves_before_one_that_moved_stands_directly_before_it():
+    moved = made("Moved", order=2, run_before=A), made("Other", order=3, run_before=A)
+    assert names([A(), *moved, made("Mover", order=4, run_before="Moved")]) == "Mover Moved Other A"
+
+
+def test_who_moves_after_one_that_moved_stands_directly_after_it():
+    moved = made("Moved", order=0, run_after=D), made("Other", order=1, run_after=D)
+    assert names([D(), *moved, made("Mover", order=2, run_after="Moved")]) == "D Moved Mover Other"
+
+
+def test_a_law_holds_for_callbacks_that_compare_equal_too():
+    equal = {"__eq__": lambda self, other: isinstance(other, Callback), "__hash__": Callback.__hash__}
+    assert names([made("One", **equal), made("Two", run_before="One", **equal)]) == "Two One"
+
+
 def test_one_that_declares_both_laws_stands_between():
     assert names([A(), B(), C(), D(), made("Mover", order=9, run_after=B, run_before=C)]) == "A B Mover C D"
     assert names([A(), B(), C(), D(), made("Mover", order=0, run_after=B, run_before=D)]) == "A B Mover C D"
@@ -424,6 +439,16 @@ def test_who_has_to_wait_for_one_that_was_moved_has_that_law_as_the_reason():
         "C: order 3",
         "Moved: Moved.run_after = C",
         "Waits: Waits.run_after = Moved",
+    ]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3])
+def test_of_those_that_it_waits_for_the_last_is_the_reason(n):
+    movers = [made(f"Mover{i}", order=9 + i, run_before=A, run_after=B) for i in range(1, n + 1)]
+    assert reasons([A(), B(), *movers]) == [
+        "B: order 2",
+        *(f"Mover{i}: Mover{i}.run_after = B" for i in range(1, n + 1)),
+        f"A: Mover{n}.run_before = A",
     ]
 
 

@@ -1,12 +1,16 @@
 """Which batches a phase sees: loaders of every kind, and passes in `fit(n_step=…)`."""
 
+import os
+import signal
+
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
-from learnloop.loop.passes import SAMPLE, waits
+from learnloop.data.keyed import end_workers
+from learnloop.loop.passes import SAMPLE, Passes, how_data_goes_on, place, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
 
 
@@ -116,6 +120,21 @@ def test_a_phase_cancelled_before_its_first_batch_is_not_taken_for_empty():
     learn.fit(1)
 
 
+def test_a_loader_that_fails_at_the_beginning_of_an_epoch_is_noted_with_batch_number_0():
+    class Second(Stream):
+        epoch = 0
+
+        def __iter__(self):
+            self.epoch += 1
+            if self.epoch == 2:
+                raise OSError("gone")
+            return super().__iter__()
+
+    with pytest.raises(OSError, match="gone") as caught:
+        learner(dls=over(Second(2))).fit(2)
+    assert caught.value.__notes__[0].endswith("number 0 of epoch 1, train")
+
+
 def test_a_loader_that_fails_is_noted_with_the_phase():
     def broken():
         yield from tensor_loader(1)
@@ -205,6 +224,30 @@ def test_with_n_step_n_iter_is_the_loaders_length():
     assert seen == [(0, 2), (1, 2), (2, 2), (3, 2)]
 
 
+def test_every_pass_over_the_loader_is_closed():
+    closed = []
+
+    class Iterator:
+        def __init__(self):
+            self.batches = iter(tensor_loader(2))
+
+        def __iter__(self):
+            return self
+
+        def __next__(self):
+            return next(self.batches)
+
+        def close(self):
+            closed.append(self)
+
+    class Loader:
+        def __iter__(self):
+            return Iterator()
+
+    learner(dls=over(Loader())).fit(n_step=5)
+    assert len(set(map(id, closed))) == 3
+
+
 def test_n_step_works_over_a_loader_without_len():
     letters, learn = steps(5, 3, dls=over(Stream(2), Stream(1)))
     assert letters == "EtttVEttV" and learn.pct_train == 1.0
@@ -234,6 +277,25 @@ def test_a_whole_pass_without_an_update_raises(event_name):
     with pytest.raises(RuntimeError, match=r"a whole pass over the training loader \(3 batches\) made no update"):
         learn.fit(n_step=2)
     assert learn.train_iter == 3 and learn.task is None
+
+
+@pytest.mark.parametrize(
+    ("run", "named"),
+    [(lambda learn: learn.fit(n_step=2), r"fit\(n_step=…\)"), (lambda learn: learn.lr_find(), "lr_find")],
+    ids=["fit", "lr_find"],
+)
+def test_that_error_names_what_would_never_end(run, named):
+    learn = learner(Callback(before_step=raising(CancelStepException)), default_cbs=True)
+    with pytest.raises(RuntimeError, match=f"so `{named}` would never end. Check which callback cancels the step"):
+        run(learn)
+
+
+def test_a_pass_begun_in_the_middle_may_end_without_an_update():
+    learn = learner(dls=loaders(2))
+    passes = Passes(learn, learn.dls.train, number=0, start=1)
+    for _ in range(2):
+        next(passes)
+    assert (passes.number, passes.taken, learn.opt_iter) == (1, 1, 0)
 
 
 def test_a_later_pass_without_an_update_raises_as_well():
@@ -304,6 +366,93 @@ def test_wrong_numbers_are_refused_before_anything_begins(arguments, error, mess
     assert heard.events == [] and learn.opt is None
 
 
+class Who(Dataset):
+    """Samples that say which process read them."""
+
+    def __len__(self):
+        return 4
+
+    def __getitem__(self, i):
+        return torch.tensor([float(os.getpid())])
+
+
+@pytest.mark.filterwarnings("ignore:nothing was trained")
+@pytest.mark.parametrize("persistent", [True, False])
+def test_workers_of_a_torch_loader_live_on_from_epoch_to_epoch_where_they_are_meant_to(persistent):
+    loader = DataLoader(Who(), 2, num_workers=1, persistent_workers=persistent)
+    pids = []
+    look = Callback(before_batch=lambda cb: pids.append(int(cb.x[0])))
+    learner(look, dls=DataLoaders(loader, device="cpu", keyed=False)).fit(2)
+    assert pids[0] == pids[1] and pids[2] == pids[3]
+    assert (pids[0] == pids[2]) == persistent
+    if persistent:
+        end_workers(loader._iterator)
+
+
+# What comes before the place of a state
+
+
+class Numbered(Stream):
+    """A loader that says where it stands, and goes on from there; it counts the batches that it reads."""
+
+    def __init__(self, n_batch):
+        super().__init__(n_batch)
+        self.next = self.n_read = 0
+
+    def __iter__(self):
+        for batch in list(tensor_loader(self.n_batch))[self.next :]:
+            self.n_read, self.next = self.n_read + 1, self.next + 1
+            yield batch
+        self.next = 0
+
+    def state_dict(self):
+        return {"next": self.next}
+
+    def load_state_dict(self, state):
+        self.next = state["next"]
+
+
+def stopped_after_two_batches(loader):
+    """A learner whose fit was stopped after two of four batches."""
+    presses = Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == 2 else None)
+    learn = learner(presses, dls=over(loader))
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1)
+    return learn
+
+
+@pytest.mark.parametrize(
+    ("loader", "goes_on"),
+    [
+        (tensor_loader(4), "nothing before it is read again"),
+        (list(tensor_loader(4)), "nothing before it is read again"),
+        (Stream(4), "the data is read again up to it"),
+        (Numbered(4), "the loader goes on by its own state"),
+    ],
+    ids=["keyed", "list", "stream", "with a state"],
+)
+def test_it_is_said_what_becomes_of_the_data_before_the_place_of_a_state(loader, goes_on):
+    learn = stopped_after_two_batches(loader)
+    assert how_data_goes_on(learn, learn.state_dict()) == goes_on
+
+
+def test_a_loader_with_more_batches_than_it_says_is_gone_on_with_beyond_them():
+    class Modest(Stream):
+        def __len__(self):
+            return 1
+
+    learn = stopped_after_two_batches(Modest(4))
+    learn.resume()
+    assert learn.train_iter == 4
+
+
+def test_a_loader_with_a_state_of_its_own_reads_no_batch_twice():
+    loader = Numbered(4)
+    learn = stopped_after_two_batches(loader)
+    learn.resume()
+    assert loader.n_read == 4 and learn.train_iter == 4
+
+
 # How long some of the batches are waited for
 
 
@@ -346,3 +495,38 @@ def test_waits_are_measured_in_the_middle_of_each_training_phase():
     learner_of_few = learner(dls=over(tensor_loader(3)))
     learner_of_few.fit(1)
     assert [n for _, _, n in waits(learner_of_few)] == [SAMPLE - 14]
+
+
+# The samples of a batch
+
+
+def samples(*fit, dls=None, **kwargs):
+    """The numbers of the samples in hand and of those after them, in `before_train` and in each training batch."""
+    seen = []
+
+    def look(cb):
+        if cb.training:
+            seen.append((sample_numbers(cb.learn, 0), sample_numbers(cb.learn, 1)))
+
+    learner(Callback(before_train=look, before_batch=look), dls=dls).fit(*fit, **kwargs)
+    return seen
+
+
+def test_a_loader_tells_the_numbers_of_the_samples_in_a_batch_and_in_the_next_one():
+    assert samples(1) == [(None, [0, 1]), ([0, 1], [2, 3]), ([2, 3], None)]
+
+
+def test_with_n_step_they_are_those_of_the_pass_over_the_loader():
+    assert samples(n_step=3)[1:] == [([0, 1], [2, 3]), ([2, 3], None), ([0, 1], [2, 3])]
+
+
+def test_a_loader_without_len_does_not_tell():
+    assert samples(1, dls=over(Stream(2))) == [(None, None)] * 3
+
+
+def test_the_number_of_a_pass_is_the_epoch_in_a_fit_and_0_in_every_other_run():
+    numbers = []
+    learn = learner(Callback(before_batch=lambda cb: numbers.append(place(cb.learn)[1])), dls=loaders(1, 1))
+    learn.fit(2)
+    learn.validate()
+    assert numbers == [0, 0, 1, 1, 0]

@@ -597,3 +597,33 @@ def test_raising_in_every_place_of_a_nested_run_leaves_the_fit_usable():
         learn, heard = with_log(nested_at("before_step", nest))
         learn.fit(1)
         assert learn.opt_iter == 2 and heard.events[-1] == "cleanup_fit"
+
+
+def test_an_inner_run_from_outside_fires_the_events_of_its_phase_alone():
+    heard = Heard(["before_fit", "before_epoch", "before_validate", "after_validate"])
+    learn = learner(heard)
+    preds, _ = learn.get_preds(inner=True)
+    assert heard.events == ["before_validate", "after_validate"]
+    assert preds.equal(learn.get_preds()[0]) and learn.task is None
+
+
+def test_gradients_are_as_enabled_after_a_run_as_before_it():
+    def fails(cb):
+        torch.set_grad_enabled(False)  # as where a signal cuts torch's own `no_grad`
+        raise OSError
+
+    with torch.enable_grad():
+        with pytest.raises(OSError):
+            learner(Callback(before_validate=fails)).fit(1)
+        assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize("extra", [None, Callback()], ids=["alone", "with one that came for the run"])
+@pytest.mark.parametrize("setting", [{"run": False}, {"tasks": ("validate",)}], ids=str)
+def test_one_that_took_no_part_in_a_run_hears_what_is_sent_by_hand_after_it(setting, extra):
+    heard = Heard(["before_batch"])
+    learn = learner(heard)
+    vars(heard).update(setting)
+    learn.fit(1, cbs=extra)
+    learn("before_batch")
+    assert heard.events == ["before_batch"]

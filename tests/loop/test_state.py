@@ -15,7 +15,7 @@ from fastcore.foundation import L
 from torch import nn
 
 from learnloop import SGD, Adam, Callback, Learner
-from learnloop.loop.state import check_plain, plain, unplain
+from learnloop.loop.state import check_plain, plain, same, unplain
 from tests.toys import learner, loaders, weights
 
 ROOT = Path(__file__).parents[2]
@@ -64,12 +64,51 @@ def test_a_long_list_of_floats_is_stored_as_one_tensor():
     assert (found["rates"]["value"].dtype, found["few"]) == (torch.float64, [0.1] * 3)
 
 
+def test_a_list_of_64_numbers_is_stored_as_it_is():
+    assert plain([0.1] * 64) == [0.1] * 64
+    assert plain([0.1] * 65)["value"].shape == (65,)
+
+
+def test_a_tensor_of_a_device_that_is_not_here_comes_back_in_host_memory():
+    saved = {"__kind__": "tensor", "value": torch.ones(2), "device": "cuda:99"}
+    assert unplain(saved).tolist() == [1.0, 1.0] and unplain(saved).device.type == "cpu"
+
+
 def test_the_losses_of_a_long_fit_are_stored_as_one_tensor():
     learn = learner(dls=loaders(5))
     for _ in range(3):
         learn.fit(1)
         learn.state_dict()
     assert len(learn.state_dict()["kept"]["losses"]) == 1
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "expected"),
+    [
+        ([1, "a"], [1, "a"], True),
+        ([1, 2], [1], False),
+        ([1], [1, 2], False),
+        ([1, 2], [1, 3], False),
+        ((1,), [1], False),
+        (1, 1.0, False),
+        (NAN, NAN, True),
+        ({"a": [NAN]}, {"a": [NAN]}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({"a": 1}, {"b": 1}, False),
+        (torch.tensor([1.0, NAN]), torch.tensor([1.0, NAN]), True),
+        (torch.tensor([1.0]), torch.tensor([2.0]), False),
+        (torch.tensor([1.0]), torch.tensor([[1.0]]), False),
+        (torch.tensor([1.0]), torch.tensor([1.0], dtype=torch.float64), False),
+        (torch.tensor([1.0]), [1.0], False),
+        ({"a": 1}, [("a", 1)], False),
+    ],
+    ids=str,
+)
+def test_two_pieces_of_plain_data_are_the_same_to_the_bit_and_of_the_same_kind(a, b, expected):
+    assert same(a, b) == expected
 
 
 def test_an_L_comes_back_as_an_L():
@@ -249,6 +288,27 @@ def test_modes_frozen_parameters_and_gradients_come_back():
     assert other.model[2].bias.grad is None
 
 
+class Smoothed(nn.Linear):
+    """A line with a buffer that its own state leaves out."""
+
+    def __init__(self, mean):
+        super().__init__(1, 1)
+        self.register_buffer("mean", mean, persistent=False)
+
+
+@pytest.mark.parametrize("mean", [torch.tensor([3.0]), None], ids=["a tensor", "none yet"])
+def test_buffers_that_the_models_own_state_leaves_out_come_back(mean):
+    state = learner(model=Smoothed(mean)).state_dict()
+    other = learner(model=Smoothed(torch.tensor([5.0])))
+    other.load_state_dict(state)
+    assert other.model.mean == mean
+
+
+def test_a_model_with_another_number_of_such_buffers_is_refused():
+    state = learner(model=Smoothed(torch.tensor([3.0]))).state_dict()
+    refused(learner(model=nn.Linear(1, 1)), state, "1 buffers saved, 0 here")
+
+
 def test_a_state_is_a_copy_that_training_does_not_move():
     learn = fitted()
     state = learn.state_dict()
@@ -359,6 +419,14 @@ def test_an_optimizer_with_other_groups_is_refused():
 @pytest.mark.parametrize("state", [None, {}, {"model": {}}, [1], {"version": 99}])
 def test_what_is_no_state_is_refused(state):
     refused(learner(), state, "this is no state of a learner: `load_state_dict` takes what `state_dict")
+
+
+@pytest.mark.parametrize("change", [lambda state: state.update(version=2), lambda state: state.pop("random")])
+def test_a_state_of_another_version_or_without_one_of_its_parts_is_refused(change):
+    state = fitted().state_dict()
+    assert state["version"] == 1
+    change(state)
+    refused(learner(), state, "this is no state of a learner")
 
 
 def test_loading_during_a_run_is_refused():

@@ -1,5 +1,6 @@
 """The loop's own work: counters, the record, backward and step, and what is kept alive at the end."""
 
+import copy
 import gc
 import weakref
 from contextlib import suppress
@@ -41,6 +42,20 @@ def seen_at(event_name, *names, cbs=(), n_epoch=2, dls=None, **kwargs):
 
 def test_there_is_no_dl_before_the_first_fit():
     assert not hasattr(learner(), "dl")
+
+
+def test_before_the_first_fit_nothing_is_done():
+    learn = learner()
+    assert (learn.epoch, learn.n_epoch, learn.train_iter, learn.opt_iter, learn.pct_train) == (0, 1, 0, 0, 0.0)
+    assert not learn.stepped and not learn.interrupted and not learn.training
+
+
+def test_a_batch_by_hand_moves_no_progress():
+    learn = learner()
+    learn.create_opt()
+    learn.training = True
+    learn.one_batch(0, learn.dls.one_batch())
+    assert (learn.train_iter, learn.opt_iter, learn.pct_train) == (1, 1, 0.0)
 
 
 def test_in_before_fit_the_counters_are_at_their_start():
@@ -143,6 +158,25 @@ def test_who_steps_by_hand_adds_to_opt_iter():
     assert seen_at("after_batch", "opt_iter", cbs=[ByHand()], n_epoch=1, dls=loaders(2, None)) == [(1,), (2,)]
 
 
+def test_steps_by_hand_lead_pct_train_no_further_than_the_end():
+    def step(cb):
+        cb.learn.opt_iter += 1
+
+    seen = []
+    look = Callback(after_step=step, after_batch=lambda cb: seen.append(cb.pct_train))
+    learn = learner(look, dls=loaders(2, None))
+    learn.fit(n_step=3)
+    assert seen == [2 / 3, 1.0]
+
+
+def test_a_copy_taken_inside_of_a_fit_counts_updates_as_any_learner():
+    copies = []
+    take = Once("before_epoch", lambda cb: copies.append(copy.deepcopy(cb.learn)))
+    learner(take).fit(1)
+    copies[0].fit(n_step=5)
+    assert copies[0].opt_iter == 5
+
+
 def test_every_fit_counts_from_the_start():
     learn = learner()
     learn.fit(2)
@@ -157,6 +191,20 @@ def test_dl_n_iter_and_training_are_set_before_the_phase_begins(event_name, trai
     dls = loaders()
     rows = seen_at(event_name, "dl", "n_iter", "training", n_epoch=1, dls=dls)
     assert rows == [(dls.train if training else dls.valid, n_iter, training)]
+
+
+def test_of_another_loader_set_in_before_train_n_iter_is_the_length():
+    swap = Callback(before_train=lambda cb: setattr(cb.learn, "dl", tensor_loader(3)))
+    assert seen_at("before_batch", "n_iter", "iter", n_epoch=1, cbs=[swap])[:3] == [(3, 0), (3, 1), (3, 2)]
+
+
+def test_a_validation_that_a_callback_begins_by_itself_is_of_the_validation_set():
+    names = []
+    again = Callback(
+        after_train=lambda cb: cb.learn._do_epoch_validate(), before_validate=lambda cb: names.append(cb.learn.dl_name)
+    )
+    learner(again).fit(1)
+    assert names == ["valid", "valid"]
 
 
 def test_another_loader_set_in_before_train_is_the_one_that_is_read():
