@@ -369,7 +369,7 @@ def draw(found: dict[str, Any], path: Path) -> None:
         text = f"{row.over:+.0f} µs, {row.ratio:.2f} times"
         axes.annotate(text, (max(row.over, 0), i), xytext=(4, 0), textcoords="offset points", va="center")
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.margins(x=0.25)
+    axes.margins(x=0.35)
     axes.tick_params(left=False)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("µs per batch over the hand-written loop")
