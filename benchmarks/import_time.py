@@ -1,6 +1,7 @@
 """What `import learnloop` takes over `import torch`, and what the peers take: medians of fresh processes, in turn."""
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -41,9 +42,10 @@ def imported(module: str) -> Import:
 
 
 def output_of(source: str) -> str:
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", source], check=True, capture_output=True, text=True
-    ).stdout
+    """What a fresh process prints, which finds modules compiled from the second time on, as users do."""
+    env = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    command = [sys.executable, "-W", "ignore", "-c", source]
+    return subprocess.run(command, check=True, capture_output=True, text=True, env=env).stdout
 
 
 def loaded_too_early() -> list[str]:
