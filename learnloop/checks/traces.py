@@ -42,13 +42,16 @@ def traces(learn: Learner) -> dict[str, Any]:
 
 
 def traces_after(before: dict[str, Any], learn: Learner) -> dict[str, Any]:
-    """The same once more; threads that are on their way to their end, and their files, have two seconds for it."""
+    """The same once more; threads that are on their way to their end, and their files, have two seconds for it.
+
+    Fewer of them than before are none that are left: what others had begun has ended meanwhile.
+    """
     deadline = time.monotonic() + 2.0
     now = traces(learn)
     while any((now[name] or 0) > (before[name] or 0) for name in _ENDING) and time.monotonic() < deadline:
         time.sleep(0.01)
         now = traces(learn)
-    return now
+    return {**now, **{name: max(now[name] or 0, before[name] or 0) for name in _ENDING if before[name] is not None}}
 
 
 def changed(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
