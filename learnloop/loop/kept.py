@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-FOLD = 1024  # single losses kept before they become one tensor: bounds the memory of long fits
+FOLD = 16  # single losses kept before they go into a block: each keeps the memory around it from being used again
+BLOCK = 1024  # losses in a block
 
 
 class _Sent(NamedTuple):
@@ -23,21 +24,33 @@ class Kept:
         self.losses: list[Any] = []  # since the last fold: detached tensors of one number, or numbers
         self.rates: list[float] = []  # learning rate of the last group, one per recorded loss
         self.folded: list[Tensor] = []  # what came before, one dimension each, on the device
+        self._room: Tensor | None = None  # the block that is being filled: the last of `folded` is its beginning
         self.n_folded = 0  # losses in there
         self._sent: _Sent | None = None
 
     def fold(self) -> None:
         """Puts the single losses into one tensor; nothing waits for the device."""
         if self.losses:
-            self.folded.append(_stacked(self.losses))
+            self._put(_stacked(self.losses))
             self.n_folded += len(self.losses)
             self.losses = []
-        if len(self.folded) > FOLD:  # somebody looks after every batch
+        if len(self.folded) > BLOCK:
             self._join()
+
+    def _put(self, losses: Tensor) -> None:
+        """Behind those in the block that is being filled, or in a new one."""
+        room, n = self._room, len(self.folded[-1]) if self._room is not None else 0
+        if room is None or n + len(losses) > len(room) or (room.dtype, room.device) != (losses.dtype, losses.device):
+            n, room = 0, losses.new_empty(max(BLOCK, len(losses)))
+            self._room = room
+            self.folded.append(room[:0])
+        room[n : n + len(losses)] = losses
+        self.folded[-1] = room[: n + len(losses)]
 
     def _join(self) -> None:
         if len(self.folded) > 1:
             self.folded = [torch.cat([block.to(self.folded[-1].device) for block in self.folded])]
+            self._room = None
 
     def since(self, start: int) -> list[float]:
         """Losses from number `start` on, brought to the host."""
@@ -71,10 +84,11 @@ class Kept:
     def state_dict(self) -> dict[str, Any]:
         self.fold()
         self._join()  # in a file each tensor costs as much as a thousand numbers
-        return {"losses": list(self.folded), "rates": list(self.rates)}
+        return {"losses": [block.clone() for block in self.folded], "rates": list(self.rates)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.folded, self.rates, self._sent = [], list(state["losses"]), list(state["rates"]), None
+        self._room = None
         self.n_folded = sum(len(block) for block in self.folded)
 
 

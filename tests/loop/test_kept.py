@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from learnloop.loop.kept import FOLD, Kept
+from learnloop.loop.kept import BLOCK, Kept
 
 
 def kept_of(*losses):
@@ -21,11 +21,35 @@ def test_losses_come_in_order_from_any_number_on():
 
 def test_folding_after_every_batch_keeps_the_number_of_tensors_bounded():
     kept = Kept()
-    for i in range(FOLD + 10):
+    for i in range(BLOCK + 10):
         kept.losses.append(torch.tensor(float(i)))
         kept.fold()
-    assert len(kept.folded) < FOLD
-    assert kept.since(FOLD + 7) == [FOLD + 7.0, FOLD + 8.0, FOLD + 9.0]
+    assert [len(block) for block in kept.folded] == [BLOCK, 10]
+    assert kept.since(BLOCK + 7) == [BLOCK + 7.0, BLOCK + 8.0, BLOCK + 9.0]
+    assert kept.since(BLOCK - 1)[:2] == [BLOCK - 1.0, BLOCK]
+
+
+def test_losses_of_another_dtype_begin_a_block_and_all_come_in_order():
+    kept = kept_of(1.0, 2.0)
+    kept.fold()
+    kept.losses.append(torch.tensor(3.0, dtype=torch.float64))
+    kept.fold()
+    kept.losses.append(torch.tensor(4.0, dtype=torch.float64))
+    assert kept.since(0) == [1.0, 2.0, 3.0, 4.0]
+    assert [(block.dtype, len(block)) for block in kept.folded] == [(torch.float32, 2), (torch.float64, 2)]
+
+
+def test_more_losses_than_a_block_has_room_for_are_one():
+    kept = kept_of(*map(float, range(BLOCK + 1)))
+    assert len(kept.since(0)) == BLOCK + 1 and len(kept.folded) == 1
+
+
+def test_a_state_stays_as_it_was_when_losses_come():
+    kept = kept_of(1.0, 2.0)
+    (block,) = kept.state_dict()["losses"]
+    kept.losses.append(torch.tensor(3.0))
+    assert kept.since(0) == [1.0, 2.0, 3.0] and block.tolist() == [1.0, 2.0]
+    assert block.untyped_storage().nbytes() == 8  # not the room for more
 
 
 def test_losses_of_several_kinds_become_one_tensor():
