@@ -40,6 +40,7 @@ class Dispatcher:
 
     cbs: L  # callbacks as they were added; `ordered_cbs` gives them as they run
     training: bool  # the phase: whose table of handlers counts
+    _leaving: tuple[Callback, ...] = ()  # those that get their last cleanups now, before they are taken away
     task: str | None  # the run that is active: 'fit', 'lr_find', 'validate' or 'predict'; None outside of runs
 
     def __init__(self) -> None:
@@ -116,8 +117,13 @@ class Dispatcher:
 
     def remove_cbs(self, cbs: Any) -> Self:
         """Removes callbacks (instances, or classes for all of their instances); one that is not there is ignored."""
-        leaving = self._find(cbs)
-        kept = [error for cb in leaving for error in self._close_spans_of(cb)]
+        outer = self._leaving  # whose cleanups may have called this
+        leaving = [cb for cb in self._find(cbs) if not any(cb is other for other in outer)]
+        self._leaving = (*outer, *leaving)
+        try:
+            kept = [error for cb in leaving for error in self._close_spans_of(cb)]
+        finally:
+            self._leaving = outer
         self._detach(leaving)
         if kept:
             try:

@@ -781,3 +781,25 @@ def test_removed_cbs_that_come_back_before_their_turn_hear_the_running_event():
     heard.order = 1
     learner(cbs=[Away(), heard]).fit(1)
     assert heard.events.count("after_validate") == 1
+
+
+@pytest.mark.parametrize("event", ["after_batch", "cleanup_batch"])
+def test_one_that_removes_itself_in_its_cleanup_gets_the_others_and_is_gone(event):
+    heard = []
+
+    def leave(cb):
+        heard.append("cleanup_batch")
+        cb.learn.remove_cb(cb)
+
+    cb = Callback(
+        **{event: lambda cb: cb.learn.remove_cb(cb)},
+        **{} if event == "cleanup_batch" else {"cleanup_batch": leave},
+        cleanup_train=lambda cb: heard.append(f"cleanup_train of {cb.learn.task}"),
+        cleanup_fit=lambda cb: heard.append(f"cleanup_fit of {cb.learn.task}"),
+    )
+    learn = learner(cb)
+    learn.fit(2)
+    assert heard[-2:] == ["cleanup_train of fit", "cleanup_fit of fit"] and len(heard) == (
+        3 if event == "after_batch" else 2
+    )
+    assert cb.learn is None and cb not in learn.cbs and learn._leaving == ()
