@@ -1,7 +1,8 @@
 """What a training loop costs over a hand-written one, in µs per batch of a network so small that nothing hides it.
 
 A round runs every loop once, in random order, each paired with the loop it is compared to; what is given are medians
-over the rounds, and the quartiles of the paired ratios. Time is CPU time of the one thread that computes.
+over the rounds, and the quartiles of the paired ratios. Time is CPU time of the one thread that computes. Each library
+is measured in a process of its own, as its users run it.
 """
 
 import argparse
@@ -9,10 +10,12 @@ import contextlib
 import gc
 import io
 import json
+import multiprocessing
 import os
 import random
 import statistics
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from datetime import date
 from functools import partial
@@ -33,7 +36,7 @@ import learnloop as ll
 
 RESULTS = Path(__file__).parent / "results"
 
-PASS = 500  # batches of a pass: after some 20 the caches are warm again, and what a batch costs shows
+PASS = 1200  # batches of a pass: after some 20 the caches are warm again; kept losses are put together every 1024
 N_FITS = 20
 
 # By hand
@@ -195,12 +198,15 @@ class Comparison(NamedTuple):
     to: Loop
 
 
-def comparisons(peers: bool = True) -> list[Comparison]:
-    """Every loop with the one that it is compared to."""
+def comparisons(peer: others.Peer | None = None) -> list[Comparison]:
+    """Every loop with the one that it is compared to: ours, or those of a peer."""
     data = make_batches(PASS)
     more = f"{LISTENERS} more callbacks"
-    hand, ours, validation = hand_written(data), learnloop(data), hand_written_validation(data)
-    found = [
+    hand, validation = hand_written(data), hand_written_validation(data)
+    if peer is not None:
+        return _of_peer(peer, data, hand, validation, more)
+    ours = learnloop(data)
+    return [
         Comparison("train", hand_written(data)._replace(name="hand-written, again"), hand),
         Comparison("train", keeping_losses(data), hand),
         Comparison("train", ours, hand),
@@ -211,9 +217,6 @@ def comparisons(peers: bool = True) -> list[Comparison]:
         Comparison("validate", learnloop_validation(data), validation),
         Comparison("begin and end", empty_fits("learnloop", quiet_learner(data)), hand),
     ]
-    for peer in others.installed() if peers else []:
-        found += _of_peer(peer, data, hand, validation, more)
-    return sorted(found, key=lambda one: SECTIONS.index(one.section))
 
 
 SECTIONS = ("train", f"{LISTENERS} more callbacks", "validate", "begin and end")
@@ -297,13 +300,24 @@ def _reads_of(loop: Loop) -> int:
     return reads.count
 
 
-def all_host_reads(peers: bool = True) -> dict[str, float]:
-    makers = {"learnloop, train": learnloop, "learnloop, validate": learnloop_validation}
-    for peer in others.installed() if peers else []:
+def all_host_reads(peer: others.Peer | None = None) -> dict[str, float]:
+    """Those of our loops, or of a peer's."""
+    makers: dict[str, Callable[[Batches], Loop]] = {}
+    if peer is None:
+        makers = {"learnloop, train": learnloop, "learnloop, validate": learnloop_validation}
+    else:
         makers[f"{peer.name}, train"] = partial(of_peer, peer)
         if peer.validate is not None:
             makers[f"{peer.name}, validate"] = partial(validation_of_peer, peer)
     return {name: host_reads(make) for name, make in makers.items()}
+
+
+def measured(name: str | None, rounds: int) -> tuple[list[Row], dict[str, float]]:
+    """The rows of one library, and its host reads; None: of learnloop."""
+    torch.set_num_threads(1)
+    peer = None if name is None else next(peer for peer in others.PEERS if peer.name == name)
+    with others.silent():
+        return measure(comparisons(peer), rounds), all_host_reads(peer)
 
 
 # Showing
@@ -311,15 +325,18 @@ def all_host_reads(peers: bool = True) -> dict[str, float]:
 
 def report(rounds: int, peers: bool) -> dict[str, Any]:
     """Everything that is measured, as plain data."""
-    with others.silent():
-        rows = measure(comparisons(peers), rounds)
-        reads = all_host_reads(peers)
+    rows, reads = measured(None, rounds)
+    fresh = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(1, fresh, max_tasks_per_child=1) as processes:
+        for peer in others.installed() if peers else []:
+            their_rows, their_reads = processes.submit(measured, peer.name, max(10, rounds // 4)).result()
+            rows, reads = rows + their_rows, {**reads, **their_reads}
     return {
         "date": date.today().isoformat(),
         "cpu": cpu(),
         "versions": {**versions(), **({peer.package: peer.version for peer in others.installed()} if peers else {})},
         "rounds": rounds,
-        "rows": [asdict(row) for row in rows],
+        "rows": [asdict(row) for row in sorted(rows, key=lambda row: SECTIONS.index(row.section))],
         "host_reads_per_batch": reads,
         "not measured": others.missing() if peers else {},
     }
@@ -328,7 +345,8 @@ def report(rounds: int, peers: bool) -> dict[str, Any]:
 def as_markdown(found: dict[str, Any]) -> str:
     """The report as a page of tables."""
     names = ", ".join(f"{name} {version}" for name, version in found["versions"].items())
-    lines = ["# What the loop costs", "", f"{found['date']}; {found['cpu']}; {names}; {found['rounds']} rounds."]
+    rounds = f"{found['rounds']} rounds, a quarter of them for the peers"
+    lines = ["# What the loop costs", "", f"{found['date']}; {found['cpu']}; {names}; {rounds}."]
     for section in dict.fromkeys(row["section"] for row in found["rows"]):
         lines += ["", *_table(section, [Row(**row) for row in found["rows"] if row["section"] == section])]
     lines += ["", "| tensors brought to the host | per batch |", "|---|---|"]
@@ -349,7 +367,6 @@ def _table(section: str, rows: list[Row]) -> list[str]:
 
 def main() -> None:
     options = option_parser("Measures the loop beside a hand-written one and the peers.", 80).parse_args()
-    torch.set_num_threads(1)
     found = report(options.rounds or (20 if options.quick else 80), peers=not options.quick)
     folder = publish("overhead", found, as_markdown(found), options)
     if folder is not None:

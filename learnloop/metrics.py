@@ -10,7 +10,7 @@ from fastcore.basics import camel2snake, class2attr
 from torch import Tensor, nn
 
 from learnloop import html
-from learnloop.data.batches import find_bs, find_device, to_detach
+from learnloop.data.batches import SINGLES, find_bs, find_device, n_beside, to_detach
 
 __all__ = [
     "AvgLoss",
@@ -26,8 +26,6 @@ __all__ = [
     "name_of",
     "smooth",
 ]
-
-FOLD = 256  # entries kept one by one before they become one: bounds memory, and the size of a stored state
 
 Number = Tensor | float
 
@@ -73,7 +71,32 @@ class Metric:
             setattr(self, name, _copied(value))
 
 
-class AvgMetric(Metric):
+class _Mean(Metric):
+    """A mean over an epoch, each batch weighted with its size."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        self.total: Number = 0.0  # what was folded: sum of value times batch size
+        self.count = 0  # number of items folded
+        self._recent: list[tuple[Number, int]] = []  # (value, batch size) of the batches since the last fold
+        self._room = 0  # how many of these there may be; 0: not known yet
+
+    def _take(self, value: Any, size: int, pred: Any) -> None:
+        self._recent.append((value if _is_one_number(value) else _one_number(value, self), size))
+        if len(self._recent) >= self._room:
+            self._room = n_beside(pred)
+            if len(self._recent) >= self._room:
+                self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
+
+    @property
+    def value(self) -> Number | None:
+        total, count = _folded(self.total, self.count, self._recent)  # not kept: reading must not move a rounding
+        return total / count if count else None
+
+
+class AvgMetric(_Mean):
     """The mean of `func(pred, *yb)` over an epoch, each batch weighted with its size; batches without `yb` are skipped.
 
     `value` is a tensor on the device of the predictions, or a float where `func` returns python numbers.
@@ -81,54 +104,25 @@ class AvgMetric(Metric):
 
     def __init__(self, func: Callable[..., Number]) -> None:
         self.func = func
-        self.reset()
-
-    def reset(self) -> None:
-        self.total: Number = 0.0  # what was folded: sum of value times batch size
-        self.count = 0  # number of items folded
-        self._recent: list[tuple[Number, int]] = []  # (value, batch size) of the batches since the last fold
+        super().__init__()
 
     def accumulate(self, learn: Any) -> None:
-        yb = learn.yb
-        if not len(yb):
-            return
-        value = self.func(learn.pred, *yb)
-        self._recent.append((value if _is_one_number(value) else _one_number(value, self), find_bs(yb)))
-        if len(self._recent) == FOLD:
-            self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
-
-    @property
-    def value(self) -> Number | None:
-        total, count = _folded(self.total, self.count, self._recent)  # not kept: reading must not move a rounding
-        return total / count if count else None
+        pred, yb = learn.pred, learn.yb
+        if len(yb):
+            self._take(self.func(pred, *yb), find_bs(yb), pred)
 
     @property
     def name(self) -> str:
         return name_of(self.func)
 
 
-class AvgLoss(Metric):
+class AvgLoss(_Mean):
     """The mean loss over an epoch, each batch weighted with its size: that of `yb`, or of `xb` where that is empty."""
 
-    def __init__(self) -> None:
-        self.reset()
-
-    def reset(self) -> None:
-        self.total: Number = 0.0  # as in AvgMetric
-        self.count = 0
-        self._recent: list[tuple[Number, int]] = []
-
     def accumulate(self, learn: Any) -> None:
-        yb = learn.yb
-        loss, size = _read(learn), find_bs(yb if len(yb) else learn.xb)
-        self._recent.append((loss if _is_one_number(loss) else _one_number(_mean(loss), self), size))
-        if len(self._recent) == FOLD:
-            self.total, self.count, self._recent = *_folded(self.total, self.count, self._recent), []
-
-    @property
-    def value(self) -> Number | None:
-        total, count = _folded(self.total, self.count, self._recent)
-        return total / count if count else None
+        yb, loss = learn.yb, _read(learn)
+        loss = loss if _is_one_number(loss) else _mean(loss)
+        self._take(loss, find_bs(yb if len(yb) else learn.xb), learn.pred)
 
     @property
     def name(self) -> str:
@@ -151,13 +145,13 @@ class AvgSmoothLoss(Metric):
     def reset(self) -> None:
         self.val = 0.0  # the running mean, not debiased, over the losses taken to the host
         self.count = 0  # losses seen, those that wait included
-        self._waiting: list[Tensor] = []  # losses not yet on the host, older ones as stacks of FOLD
+        self._waiting: list[Tensor] = []  # losses not yet on the host, older ones as stacks of SINGLES
         self._recent: list[Tensor] = []
 
     def accumulate(self, learn: Any) -> None:
         self.count += 1
         self._recent.append(torch.as_tensor(_one_number(_mean(learn.loss), self)))
-        if len(self._recent) == FOLD:
+        if len(self._recent) == SINGLES:
             self._waiting.append(_stacked(self._recent))
             self._recent = []
 

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from learnloop.data.batches import SINGLES
 from learnloop.metrics import (
-    FOLD,
     AvgLoss,
     AvgMetric,
     AvgSmoothLoss,
@@ -92,7 +92,7 @@ def test_a_batch_without_targets_is_skipped():
 def test_the_loss_of_a_batch_without_targets_is_weighted_with_its_inputs():
     metric = AvgLoss()
     for n, loss in ((1, 1.0), (3, 5.0)):
-        metric.accumulate(SimpleNamespace(xb=(torch.zeros(n),), yb=(), loss=torch.tensor(loss)))
+        metric.accumulate(SimpleNamespace(xb=(torch.zeros(n),), yb=(), pred=None, loss=torch.tensor(loss)))
     assert metric.value.item() == 4.0
 
 
@@ -143,7 +143,7 @@ def test_reading_twice_gives_the_same():
 
 def test_reading_in_between_changes_no_bit_of_the_result():
     read, unread = itself(), itself()
-    for i in range(FOLD + 10):
+    for i in range(SINGLES + 10):
         learn = of_value(torch.tensor(math.sin(i)), n=i % 7 + 1)
         averaged(read, learn)
         unread.accumulate(learn)
@@ -151,7 +151,7 @@ def test_reading_in_between_changes_no_bit_of_the_result():
 
 
 def test_many_batches_do_not_drift():
-    metric, n = itself(), 20 * FOLD
+    metric, n = itself(), 20 * SINGLES
     for i in range(n):
         metric.accumulate(of_value(torch.tensor(0.1 + i * 1e-6)))
     assert metric.value.item() == pytest.approx(0.1 + (n - 1) / 2 * 1e-6, rel=1e-6)
@@ -159,17 +159,25 @@ def test_many_batches_do_not_drift():
 
 def test_what_is_kept_does_not_grow_with_the_batches():
     metric = itself()
-    for _ in range(2 * FOLD + 5):
+    for _ in range(2 * SINGLES + 5):
         metric.accumulate(of_value(torch.tensor(1.0)))
     assert len(metric._recent) == 5
-    assert metric.count == 2 * FOLD
+    assert metric.count == 2 * SINGLES
+
+
+@pytest.mark.parametrize("metric", [AvgMetric(lambda pred, y: pred.mean()), AvgLoss()])
+def test_no_number_stays_single_beside_predictions_that_take_a_megabyte(metric):
+    pred = torch.ones(1 << 18)
+    for loss in (1.0, 2.0):
+        metric.accumulate(batch(pred, torch.zeros(1 << 18), torch.tensor(loss)))
+    assert (len(metric._recent), metric.count) == (0, 2 << 18)
 
 
 @pytest.mark.parametrize("metric", [AvgMetric(accuracy), AvgLoss(), AvgSmoothLoss()])
 def test_accumulating_never_brings_a_number_to_the_host(metric):
     pred, y = next(class_batches())
     with HostReads() as reads:
-        for _ in range(FOLD + 1):
+        for _ in range(SINGLES + 1):
             metric.accumulate(batch(pred, y, torch.tensor(1.0)))
     assert reads.count == 0
 
@@ -319,9 +327,9 @@ def test_a_metric_without_a_value_says_so():
 
 
 @pytest.mark.parametrize("make", [itself, AvgLoss, AvgSmoothLoss])
-@pytest.mark.parametrize("n_before", [0, 1, FOLD + 3])
+@pytest.mark.parametrize("n_before", [0, 1, SINGLES + 3])
 def test_a_metric_put_back_half_way_ends_with_the_same_bits(make, n_before):
-    learns = [batch(x := torch.tensor(math.sin(i) + 2), torch.zeros(i % 5 + 1), x) for i in range(n_before + FOLD)]
+    learns = [batch(x := torch.tensor(math.sin(i) + 2), torch.zeros(i % 5 + 1), x) for i in range(n_before + SINGLES)]
     whole, first, second = make(), make(), make()
     expected = averaged(whole, *learns)
     averaged(first, *learns[:n_before])

@@ -25,7 +25,7 @@ def rows(overhead):
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        found = overhead.measure(overhead.comparisons(peers=False), rounds=5)
+        found = overhead.measure(overhead.comparisons(), rounds=5)
     finally:
         torch.set_num_threads(threads)
     return {(row.section, row.name): row for row in found}
@@ -46,7 +46,7 @@ def test_twenty_more_callbacks_cost_little_more_than_calling_their_handlers(rows
 
 
 def test_no_tensor_is_brought_to_the_host_per_batch(overhead):
-    assert overhead.all_host_reads(peers=False) == {"learnloop, train": 0.0, "learnloop, validate": 0.0}
+    assert overhead.all_host_reads() == {"learnloop, train": 0.0, "learnloop, validate": 0.0}
 
 
 def test_a_host_read_in_a_loop_is_counted(overhead):

@@ -20,12 +20,12 @@ def loaders(n_train=2, n_valid=1, **kwargs):
     return DataLoaders(tensor_loader(n_train, **kwargs), *valid, device="cpu")
 
 
-def learner(cbs=None, dls=None, model=None, loss_func=F.mse_loss, default_cbs=False, seed=0, **kwargs):
+def learner(cbs=None, dls=None, model=None, loss_func=F.mse_loss, default_cbs=False, seed=0, cls=Learner, **kwargs):
     """A line, SGD with a rate of 0.1, no callbacks but those given."""
     torch.manual_seed(seed)
     model = nn.Linear(1, 1) if model is None else model
     kwargs = {"opt_func": SGD, "lr": 0.1, **kwargs}
-    return Learner(loaders() if dls is None else dls, model, loss_func, cbs=cbs, default_cbs=default_cbs, **kwargs)
+    return cls(loaders() if dls is None else dls, model, loss_func, cbs=cbs, default_cbs=default_cbs, **kwargs)
 
 
 class Heard(Callback):

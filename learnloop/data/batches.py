@@ -31,6 +31,7 @@ __all__ = [
     "get_model",
     "leaves",
     "model_caller",
+    "n_beside",
     "on_device",
     "pick_loss",
     "pick_pred",
@@ -48,6 +49,8 @@ __all__ = [
 Device = torch.device | str | int
 TARGET_KEYS = ("labels", "label", "target")
 SHOWN = 8  # elements of one container that `describe` names
+SINGLES = 1024  # numbers, one of each batch, that are kept one by one at most
+PINNED = 1 << 20  # bytes that they may keep from being used again
 
 # -- devices
 
@@ -169,6 +172,14 @@ def find_bs(batch: Any) -> int:
         if getattr(x, "shape", None):
             return x.shape[0]
     return len(batch)
+
+
+def n_beside(pred: Any) -> int:
+    """How many single numbers to keep that were computed from predictions like this, before they are put together.
+
+    Each keeps the memory that was freed around it, about that of its prediction, from being used again.
+    """
+    return max(1, min(SINGLES, PINNED // (sum(getattr(x, "nbytes", 0) for x in leaves(pred)) or 1)))
 
 
 def describe(batch: Any) -> str:

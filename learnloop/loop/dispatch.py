@@ -18,6 +18,7 @@ _BATCH_EVENTS = frozenset(BATCH_EVENTS)
 _CLEANUPS = tuple(n for n in EVENTS if n.startswith("cleanup_"))
 _CALLED = tuple(n for n in EVENTS if not n.startswith("cleanup_"))
 _SPANS = tuple(n.removeprefix("cleanup_") for n in _CLEANUPS)
+_EVENTS_OF = {s: (f"before_{s}", f"after_cancel_{s}", f"after_{s}") for s in _SPANS}
 
 #: The attributes that `_rebuild` writes.
 TABLES = ("_train_handlers", "_valid_handlers", "_cleanup_handlers", "_silent")
@@ -236,6 +237,8 @@ class Dispatcher:
                             valid[name].append(handler)
         self._train_handlers, self._valid_handlers, self._cleanup_handlers = train, valid, cleanups
         self._silent = _silent(train, cleanups) & _silent(valid, cleanups)
+        if type(self).__call__ is not Dispatcher.__call__:  # it hears every event itself
+            self._silent = frozenset()
 
     def _takes_part(self, cb: Callback, task: str | None, muted: list[Callback]) -> bool:
         tasks = (cb.tasks,) if isinstance(cb.tasks, str) else cb.tasks
@@ -331,9 +334,7 @@ def _nothing() -> None:
 
 
 def _silent(table: Table, cleanups: Table) -> frozenset[str]:
-    """Spans that nobody listens to."""
-    return frozenset(
-        s
-        for s in _SPANS
-        if not (table[f"before_{s}"] or table[f"after_cancel_{s}"] or table[f"after_{s}"] or cleanups[f"cleanup_{s}"])
-    )
+    """Spans, and events that are called, that nobody listens to."""
+    events = {name for name in _CALLED if not table[name]}
+    spans = (s for s in _SPANS if events.issuperset(_EVENTS_OF[s]) and not cleanups[f"cleanup_{s}"])
+    return frozenset(events.union(spans))

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-FOLD = 16  # single losses kept before they go into a block: each keeps the memory around it from being used again
+from learnloop.data.batches import n_beside
+
 BLOCK = 1024  # losses in a block
 
 
@@ -22,11 +23,18 @@ class Kept:
 
     def __init__(self) -> None:
         self.losses: list[Any] = []  # since the last fold: detached tensors of one number, or numbers
+        self.room = 0  # how many of them there may be; 0: not known yet
         self.rates: list[float] = []  # learning rate of the last group, one per recorded loss
         self.folded: list[Tensor] = []  # what came before, one dimension each, on the device
-        self._room: Tensor | None = None  # the block that is being filled: the last of `folded` is its beginning
+        self._block: Tensor | None = None  # the one that is being filled: the last of `folded` is its beginning
         self.n_folded = 0  # losses in there
         self._sent: _Sent | None = None
+
+    def make_room(self, pred: Any) -> None:
+        """Folds if there are as many losses as may be kept beside such predictions."""
+        self.room = n_beside(pred)
+        if len(self.losses) >= self.room:
+            self.fold()
 
     def fold(self) -> None:
         """Puts the single losses into one tensor; nothing waits for the device."""
@@ -39,18 +47,19 @@ class Kept:
 
     def _put(self, losses: Tensor) -> None:
         """Behind those in the block that is being filled, or in a new one."""
-        room, n = self._room, len(self.folded[-1]) if self._room is not None else 0
-        if room is None or n + len(losses) > len(room) or (room.dtype, room.device) != (losses.dtype, losses.device):
-            n, room = 0, losses.new_empty(max(BLOCK, len(losses)))
-            self._room = room
-            self.folded.append(room[:0])
-        room[n : n + len(losses)] = losses
-        self.folded[-1] = room[: n + len(losses)]
+        block, kind = self._block, (losses.dtype, losses.device)
+        n = 0 if block is None else len(self.folded[-1])
+        if block is None or n + len(losses) > len(block) or (block.dtype, block.device) != kind:
+            n, block = 0, losses.new_empty(max(BLOCK, len(losses)))
+            self._block = block
+            self.folded.append(block[:0])
+        block[n : n + len(losses)] = losses
+        self.folded[-1] = block[: n + len(losses)]
 
     def _join(self) -> None:
         if len(self.folded) > 1:
             self.folded = [torch.cat([block.to(self.folded[-1].device) for block in self.folded])]
-            self._room = None
+            self._block = None
 
     def since(self, start: int) -> list[float]:
         """Losses from number `start` on, brought to the host."""
@@ -88,7 +97,7 @@ class Kept:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.losses, self.folded, self.rates, self._sent = [], list(state["losses"]), list(state["rates"]), None
-        self._room = None
+        self._block = None
         self.n_folded = sum(len(block) for block in self.folded)
 
 

@@ -65,7 +65,7 @@ def run_span(
         learn._open_spans.append(span)
     try:
         try:
-            if not entered:
+            if not entered and span.before not in learn._silent:
                 learn(span.before)
             body()
         except span.cancel:
@@ -74,7 +74,8 @@ def run_span(
         if count is not None:
             count()
         try:
-            learn(span.after)
+            if span.after not in learn._silent:
+                learn(span.after)
         except span.cancel:
             pass  # it is over anyway
     except BaseException as error:

@@ -20,7 +20,7 @@ from learnloop.loop.fits import (
     resumes_at,
     stop_if_asked,
 )
-from learnloop.loop.kept import FOLD, Kept
+from learnloop.loop.kept import Kept
 from learnloop.loop.passes import Passes, check_not_empty, opened, sample_numbers, warn_without_targets
 from learnloop.loop.spans import BACKWARD, BATCH, EPOCH, STEP, TRAIN, VALIDATE, end_unheard, run_innermost, run_span
 from learnloop.loop.state import check_callback_states
@@ -141,7 +141,8 @@ class TrainingLoop(CurrentBatch):
         self.pred = self.model(*self.xb)  # no local names: a traceback would keep them
         if not isinstance(self.pred, (torch.Tensor, tuple)):
             self.pred = self._picked(self.pred, False)
-        self("after_pred")
+        if "after_pred" not in self._silent:
+            self("after_pred")
         if not isinstance(self.pred, (torch.Tensor, tuple)):
             self.pred = pick_pred(self.pred)
         if self._output_loss is None and self.loss_func is not None:
@@ -149,12 +150,10 @@ class TrainingLoop(CurrentBatch):
                 self._raw_loss = self.loss_func(self.pred, *self.yb)
         elif self._has_loss():
             self._compute_loss()
-        self("after_loss")
-        if self.training and (len(self.yb) or self._output_loss is not None):
-            return self._do_plain_update()
-        return None
-
-    def _do_plain_update(self) -> None:
+        if "after_loss" not in self._silent:
+            self("after_loss")
+        if not self.training or not (len(self.yb) or self._output_loss is not None):
+            return None
         silent = self._silent
         if self._loss_grad is not None or "backward" not in silent or "step" not in silent:
             return self._do_grad_opt()
@@ -227,8 +226,8 @@ class TrainingLoop(CurrentBatch):
             kept = self._kept
             kept.losses.append(loss)
             kept.rates.append(group["lr"])
-            if len(kept.losses) >= FOLD:
-                kept.fold()
+            if len(kept.losses) >= kept.room:
+                kept.make_room(self.pred)
         self.train_iter += 1
         self._batches_done = self.iter + 1  # type: ignore[operator]
         if self._passes is not None:

@@ -803,3 +803,23 @@ def test_one_that_removes_itself_in_its_cleanup_gets_the_others_and_is_gone(even
         3 if event == "after_batch" else 2
     )
     assert cb.learn is None and cb not in learn.cbs and learn._leaving == ()
+
+
+# Learners that override `__call__`
+
+
+class Listening(Learner):
+    """Hears what it calls, also where no callback does."""
+
+    def __call__(self, event_name):
+        self.__dict__.setdefault("called", []).append(event_name)
+        super().__call__(event_name)
+
+
+def test_a_learner_that_overrides_call_calls_every_event():
+    heard = Heard([e for e in EVENTS if e != "after_create" and not e.startswith("cleanup_")])
+    learner(heard).fit(2)
+    alone = learner(cls=Listening)
+    alone.called.clear()  # `after_create` came while it was made
+    alone.fit(2)
+    assert alone.called == heard.events

@@ -29,6 +29,26 @@ def test_folding_after_every_batch_keeps_the_number_of_tensors_bounded():
     assert kept.since(BLOCK - 1)[:2] == [BLOCK - 1.0, BLOCK]
 
 
+@pytest.mark.parametrize(
+    ("pred", "n"),
+    [
+        (torch.zeros(64, 10), 409),  # a MiB of them
+        (torch.zeros(2, dtype=torch.float64), BLOCK),
+        ((torch.zeros(1 << 16), {"more": [torch.zeros(1 << 15), "text"]}), 2),
+        (torch.zeros(1 << 19), 1),
+        (None, BLOCK),
+    ],
+)
+def test_as_many_losses_stay_single_as_keep_a_mebibyte_of_predictions_from_being_used_again(pred, n):
+    kept, singles = Kept(), []
+    for _ in range(2 * n + 1):
+        kept.losses.append(torch.tensor(1.0))
+        if len(kept.losses) >= kept.room:
+            kept.make_room(pred)
+        singles.append(len(kept.losses))
+    assert (kept.room, max(singles), singles[-1], len(kept)) == (n, max(1, n - 1) if n > 1 else 0, 1 % n, 2 * n + 1)
+
+
 def test_losses_of_another_dtype_begin_a_block_and_all_come_in_order():
     kept = kept_of(1.0, 2.0)
     kept.fold()
