@@ -83,8 +83,8 @@ class _Mean(Metric):
         self._recent: list[tuple[Number, int]] = []  # (value, batch size) of the batches since the last fold
         self._room = 0  # how many of these there may be; 0: not known yet
 
-    def _take(self, value: Any, size: int, pred: Any) -> None:
-        self._recent.append((value if _is_one_number(value) else _one_number(value, self), size))
+    def _take(self, value: Number, size: int, pred: Any) -> None:
+        self._recent.append((value, size))
         if len(self._recent) >= self._room:
             self._room = n_beside(pred)
             if len(self._recent) >= self._room:
@@ -109,7 +109,8 @@ class AvgMetric(_Mean):
     def accumulate(self, learn: Any) -> None:
         pred, yb = learn.pred, learn.yb
         if len(yb):
-            self._take(self.func(pred, *yb), find_bs(yb), pred)
+            value = self.func(pred, *yb)
+            self._take(value if _is_one_number(value) else _one_number(value, self), find_bs(yb), pred)
 
     @property
     def name(self) -> str:
@@ -121,8 +122,8 @@ class AvgLoss(_Mean):
 
     def accumulate(self, learn: Any) -> None:
         yb, loss = learn.yb, _read(learn)
-        loss = loss if _is_one_number(loss) else _mean(loss)
-        self._take(loss, find_bs(yb if len(yb) else learn.xb), learn.pred)
+        value = loss if _is_one_number(loss) else _one_number(_mean(loss), self)
+        self._take(value, find_bs(yb if len(yb) else learn.xb), learn.pred)
 
     @property
     def name(self) -> str:
