@@ -269,8 +269,9 @@ def test_a_circle_of_callbacks_that_compare_equal_names_those_that_make_it(law):
     outside = made("Outside", order=0, run_before=law, **EQUAL)
     one = made("One", order=1, run_before="Two", **EQUAL)
     two = made("Two", order=2, run_before="One", **EQUAL)
-    with pytest.raises(OrderingError, match="circle: One → Two .One.run_before = Two. → One .Two.run_before = One."):
+    with pytest.raises(OrderingError) as caught:
         in_order([outside, one, two])
+    assert "in a circle: One → Two (One.run_before = Two) → One (Two.run_before = One). " in str(caught.value)
 
 
 def test_an_ordering_error_is_a_value_error():
