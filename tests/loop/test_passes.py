@@ -601,6 +601,43 @@ def test_the_seconds_in_which_waits_are_measured_are_a_part_of_the_fit():
     assert 0 < sum(passed for _, passed, _ in waits(learn)) < time.perf_counter() - begin
 
 
+class Event:
+    """A mark in the work of a GPU that takes five seconds; it says as little without its conditions as torch's."""
+
+    def __init__(self, enable_timing=False):
+        self.is_timed, self.stream, self.is_over = enable_timing, None, False
+
+    def record(self, stream):
+        self.stream = stream
+
+    def synchronize(self):
+        self.is_over = True
+
+    def elapsed_time(self, end):
+        if not (self.is_timed and end.is_timed and end.is_over and self.stream and end.stream):
+            raise RuntimeError("not timed, not recorded or not over")
+        return 5000.0
+
+
+class Arrays:
+    """Eight batches that no device takes."""
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter([np.zeros((2, 1))] * 8)
+
+
+@pytest.mark.filterwarnings("ignore:nothing was trained")
+def test_on_a_gpu_the_seconds_in_which_waits_are_measured_are_those_of_its_work(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    learn = learner(dls=SimpleNamespace(train=Arrays(), device=torch.device("cuda", 0)), model=lambda x: x)
+    learn.fit(1)
+    assert [(passed, n) for _, passed, n in waits(learn)] == [(5.0, 4)]
+
+
 # The samples of a batch
 
 
