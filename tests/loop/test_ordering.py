@@ -486,6 +486,16 @@ def test_of_those_that_it_waits_for_the_last_is_the_reason(n):
     ]
 
 
+def test_who_compares_equal_to_one_that_waits_has_a_reason_of_its_own():
+    mover, last = made("Mover", order=9, run_before=A, run_after=B), made("Last", order=20, **EQUAL)
+    assert reasons([A(), B(), mover, last]) == [
+        "B: order 2",
+        "Mover: Mover.run_after = B",
+        "A: Mover.run_before = A",
+        "Last: order 20",
+    ]
+
+
 def test_a_circle_is_refused_there_too():
     with pytest.raises(OrderingError):
         in_places([made("X", run_before="Y"), made("Y", run_before="X")])

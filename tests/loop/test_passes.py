@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
 from learnloop.data.keyed import end_workers
@@ -484,6 +484,41 @@ def test_nor_does_it_after_a_second_stop():
         learn.resume()
     learn.resume()
     assert loader.n_read == 4 and learn.train_iter == 4
+
+
+class Counted(Sampler):
+    """The numbers of the points in turn, from any one on."""
+
+    def __init__(self):
+        self.next = 0
+
+    def __iter__(self):
+        while self.next < len(POINTS):
+            self.next += 1
+            yield self.next - 1
+        self.next = 0
+
+    def __len__(self):
+        return len(POINTS)
+
+
+class Resumable(DataLoader):
+    """A loader of torch's that goes on where its sampler stood."""
+
+    def state_dict(self):
+        return {"next": self.sampler.next}
+
+    def load_state_dict(self, state):
+        self.sampler.next = state["next"]
+
+
+def test_nor_does_a_loader_of_torch_that_is_not_keyed():
+    seen = []
+    loader = Resumable(POINTS, 2, sampler=Counted())
+    learn = stopped_after(2, DataLoaders(loader, device="cpu", keyed=False))
+    learn.add_cb(Callback(before_batch=lambda cb: seen.extend(cb.x.flatten().tolist())))
+    learn.resume()
+    assert seen == [4.0, 5.0, 6.0, 7.0]
 
 
 @pytest.mark.parametrize("half", ["state_dict", "load_state_dict"])
