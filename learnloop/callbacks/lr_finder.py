@@ -13,7 +13,7 @@ from torch import nn
 from learnloop.callbacks.schedule import ParamScheduler
 from learnloop.loop.cancel import CancelFitException, CancelValidException
 from learnloop.loop.spans import BATCH
-from learnloop.loop.state import capture, plain, restore
+from learnloop.loop.state import capture, restore
 from learnloop.optim.schedules import CurveSchedule, SchedExp
 
 LEAST = 6  # batches of a pass
@@ -85,7 +85,7 @@ def _put_back(learn: Any, before: dict[str, Any]) -> None:
     """Weights and optimizer as they were before the fit; what the fit has recorded and counted stays."""
     now = {"modes": [m.training for m in learn.model.modules()]} if isinstance(learn.model, nn.Module) else {}
     of_the_fit = {"counters": {}, "callbacks": [], "kept": learn._kept.state_dict(), **now}
-    restore(learn, {**before, **of_the_fit, "pass_random": plain(learn._pass_random)})
+    restore(learn, {**before, **of_the_fit})
 
 
 def _growing(start_lr: Any, end_lr: Any) -> CurveSchedule:

@@ -116,7 +116,6 @@ def _read_again(learn: Any, dl: Any, start: int, in_fit: bool) -> Iterator[Any]:
     """
     own = learn._resuming["position"]["loader"] if in_fit and start and learn._resuming is not None else None
     if own is not None:
-        learn._pass_random = random_states()
         dl.load_state_dict(unplain(own))
         return iter(dl)
     if in_fit and learn._resuming is not None and learn._pass_random is not None:

@@ -249,7 +249,6 @@ def restore(learn: Any, state: dict[str, Any]) -> None:
         p.grad = None if grad is None else unplain(grad).to(p.device, p.dtype)
     learn.__dict__.update(unplain(state["counters"]))
     learn._kept.load_state_dict(unplain(state["kept"]))
-    learn._pass_random = unplain(state["pass_random"])
     for cb, cb_state in _matched(learn, state["callbacks"]):
         if cb_state:
             cb.load_state_dict(unplain(cb_state))

@@ -37,6 +37,10 @@ def names(cbs):
     return " ".join(type(cb).__name__ for cb in in_order(cbs))
 
 
+#: Of classes whose instances compare equal to every callback.
+EQUAL = {"__eq__": lambda self, other: isinstance(other, Callback), "__hash__": Callback.__hash__}
+
+
 # Wishes
 
 
@@ -135,8 +139,12 @@ def test_who_moves_after_one_that_moved_stands_directly_after_it():
 
 
 def test_a_law_holds_for_callbacks_that_compare_equal_too():
-    equal = {"__eq__": lambda self, other: isinstance(other, Callback), "__hash__": Callback.__hash__}
-    assert names([made("One", **equal), made("Two", run_before="One", **equal)]) == "Two One"
+    assert names([made("One", **EQUAL), made("Two", run_before="One", **EQUAL)]) == "Two One"
+
+
+def test_a_law_moves_nobody_who_compares_equal_to_the_one_that_declares_it():
+    first, last = made("First", order=0, run_before="Second", **EQUAL), made("Third", order=2, **EQUAL)
+    assert names([first, made("Second", order=1, **EQUAL), last]) == "First Second Third"
 
 
 def test_one_that_declares_both_laws_stands_between():
@@ -254,6 +262,16 @@ def test_a_circle_of_three_names_all_three_edges_and_nobody_outside():
     for edge in ("Two (One.run_before = Two)", "Three (Two.run_before = Three)", "One (Three.run_before = One)"):
         assert f" → {edge}" in text
     assert "Waiting" not in text
+
+
+@pytest.mark.parametrize("law", [(), "One"], ids=["free", "bound"])
+def test_a_circle_of_callbacks_that_compare_equal_names_those_that_make_it(law):
+    outside = made("Outside", order=0, run_before=law, **EQUAL)
+    one = made("One", order=1, run_before="Two", **EQUAL)
+    two = made("Two", order=2, run_before="One", **EQUAL)
+    with pytest.raises(OrderingError) as caught:
+        in_order([outside, one, two])
+    assert "in a circle: One → Two (One.run_before = Two) → One (Two.run_before = One). " in str(caught.value)
 
 
 def test_an_ordering_error_is_a_value_error():
@@ -442,6 +460,22 @@ def test_who_has_to_wait_for_one_that_was_moved_has_that_law_as_the_reason():
     ]
 
 
+def test_who_moves_itself_has_its_own_law_as_the_reason_also_before_one_that_moves_before_it():
+    behind, before = made("Behind", order=0, run_after=A), made("Before", order=9, run_before="Behind")
+    assert reasons([behind, A(), before]) == [
+        "A: order 1",
+        "Before: Before.run_before = Behind",
+        "Behind: Behind.run_after = A",
+    ]
+
+
+def test_who_does_not_move_has_order_as_the_reason_also_beside_one_that_compares_equal():
+    assert reasons([made("One", order=1, **EQUAL), made("Two", order=2, run_before="One", **EQUAL)]) == [
+        "Two: Two.run_before = One",
+        "One: order 1",
+    ]
+
+
 @pytest.mark.parametrize("n", [1, 2, 3])
 def test_of_those_that_it_waits_for_the_last_is_the_reason(n):
     movers = [made(f"Mover{i}", order=9 + i, run_before=A, run_after=B) for i in range(1, n + 1)]
@@ -449,6 +483,16 @@ def test_of_those_that_it_waits_for_the_last_is_the_reason(n):
         "B: order 2",
         *(f"Mover{i}: Mover{i}.run_after = B" for i in range(1, n + 1)),
         f"A: Mover{n}.run_before = A",
+    ]
+
+
+def test_who_compares_equal_to_one_that_waits_has_a_reason_of_its_own():
+    mover, last = made("Mover", order=9, run_before=A, run_after=B), made("Last", order=20, **EQUAL)
+    assert reasons([A(), B(), mover, last]) == [
+        "B: order 2",
+        "Mover: Mover.run_after = B",
+        "A: Mover.run_before = A",
+        "Last: order 20",
     ]
 
 

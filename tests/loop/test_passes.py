@@ -2,11 +2,14 @@
 
 import os
 import signal
+import time
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
 from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
 from learnloop.data.keyed import end_workers
@@ -22,6 +25,10 @@ class Stream:
 
     def __iter__(self):
         return iter(list(tensor_loader(self.n_batch)) if self.n_batch else [])
+
+
+#: Eight points of a line, whose x are their numbers.
+POINTS = TensorDataset(torch.arange(8.0)[:, None], 2 * torch.arange(8.0)[:, None] + 1)
 
 
 class Stepped(IterableDataset):
@@ -155,6 +162,7 @@ def test_a_loader_that_fails_is_noted_with_the_phase():
     [
         ({"x": torch.zeros(2, 1), "height": torch.zeros(2, 1)}, "({x: float32[2, 1] cpu, height: float32[2, 1] cpu})"),
         (torch.zeros(2, 1), "(float32[2, 1] cpu)"),
+        (np.zeros((2, 1)), "(ndarray)"),
     ],
 )
 def test_a_fit_over_batches_without_targets_warns_that_it_trained_nothing_and_shows_one(batch, shown):
@@ -224,28 +232,40 @@ def test_with_n_step_n_iter_is_the_loaders_length():
     assert seen == [(0, 2), (1, 2), (2, 2), (3, 2)]
 
 
+class Closed:
+    """A loader of two batches whose iterators note that they were closed."""
+
+    def __init__(self):
+        self.closed = []
+
+    def __iter__(self):
+        return ClosedIterator(self.closed)
+
+
+class ClosedIterator:
+    def __init__(self, closed):
+        self.batches, self.closed = iter(tensor_loader(2)), closed
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+    def close(self):
+        self.closed.append(self)
+
+
 def test_every_pass_over_the_loader_is_closed():
-    closed = []
+    loader = Closed()
+    learner(dls=over(loader)).fit(n_step=5)
+    assert len(set(map(id, loader.closed))) == 3
 
-    class Iterator:
-        def __init__(self):
-            self.batches = iter(tensor_loader(2))
 
-        def __iter__(self):
-            return self
-
-        def __next__(self):
-            return next(self.batches)
-
-        def close(self):
-            closed.append(self)
-
-    class Loader:
-        def __iter__(self):
-            return Iterator()
-
-    learner(dls=over(Loader())).fit(n_step=5)
-    assert len(set(map(id, closed))) == 3
+def test_a_dry_run_closes_the_loader_that_it_has_read_a_part_of():
+    loader = Closed()
+    learner(dls=over(loader)).dry_run()
+    assert len(set(map(id, loader.closed))) == 1
 
 
 def test_n_step_works_over_a_loader_without_len():
@@ -290,12 +310,14 @@ def test_that_error_names_what_would_never_end(run, named):
         run(learn)
 
 
-def test_a_pass_begun_in_the_middle_may_end_without_an_update():
+@pytest.mark.parametrize("opt_iter", [0, 1])
+def test_a_pass_begun_in_the_middle_may_end_without_an_update(opt_iter):
     learn = learner(dls=loaders(2))
+    learn.opt_iter = opt_iter  # in the batches before the middle
     passes = Passes(learn, learn.dls.train, number=0, start=1)
     for _ in range(2):
         next(passes)
-    assert (passes.number, passes.taken, learn.opt_iter) == (1, 1, 0)
+    assert (passes.number, passes.taken, learn.opt_iter) == (1, 1, opt_iter)
 
 
 def test_a_later_pass_without_an_update_raises_as_well():
@@ -412,27 +434,28 @@ class Numbered(Stream):
         self.next = state["next"]
 
 
-def stopped_after_two_batches(loader):
-    """A learner whose fit was stopped after two of four batches."""
-    presses = Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == 2 else None)
-    learn = learner(presses, dls=over(loader))
+def stopped_after(n_batch, dls):
+    """A learner whose fit was stopped after so many batches."""
+    presses = Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == n_batch else None)
+    learn = learner(presses, dls=dls)
     with pytest.raises(KeyboardInterrupt):
         learn.fit(1)
     return learn
 
 
 @pytest.mark.parametrize(
-    ("loader", "goes_on"),
+    ("dls", "goes_on"),
     [
-        (tensor_loader(4), "nothing before it is read again"),
-        (list(tensor_loader(4)), "nothing before it is read again"),
-        (Stream(4), "the data is read again up to it"),
-        (Numbered(4), "the loader goes on by its own state"),
+        (over(tensor_loader(4)), "nothing before it is read again"),
+        (over(list(tensor_loader(4))), "nothing before it is read again"),
+        (SimpleNamespace(train=DataLoader(POINTS, 2)), "nothing before it is read again"),
+        (over(Stream(4)), "the data is read again up to it"),
+        (over(Numbered(4)), "the loader goes on by its own state"),
     ],
-    ids=["keyed", "list", "stream", "with a state"],
+    ids=["keyed", "list", "put together elsewhere", "stream", "with a state"],
 )
-def test_it_is_said_what_becomes_of_the_data_before_the_place_of_a_state(loader, goes_on):
-    learn = stopped_after_two_batches(loader)
+def test_it_is_said_what_becomes_of_the_data_before_the_place_of_a_state(dls, goes_on):
+    learn = stopped_after(2, dls)
     assert how_data_goes_on(learn, learn.state_dict()) == goes_on
 
 
@@ -441,16 +464,107 @@ def test_a_loader_with_more_batches_than_it_says_is_gone_on_with_beyond_them():
         def __len__(self):
             return 1
 
-    learn = stopped_after_two_batches(Modest(4))
+    learn = stopped_after(2, over(Modest(4)))
     learn.resume()
     assert learn.train_iter == 4
 
 
 def test_a_loader_with_a_state_of_its_own_reads_no_batch_twice():
     loader = Numbered(4)
-    learn = stopped_after_two_batches(loader)
+    learn = stopped_after(2, over(loader))
     learn.resume()
     assert loader.n_read == 4 and learn.train_iter == 4
+
+
+def test_nor_does_it_after_a_second_stop():
+    loader = Numbered(4)
+    learn = stopped_after(2, over(loader))
+    learn.add_cb(Callback(after_batch=lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == 3 else None))
+    with pytest.raises(KeyboardInterrupt):
+        learn.resume()
+    learn.resume()
+    assert loader.n_read == 4 and learn.train_iter == 4
+
+
+class Counted(Sampler):
+    """The numbers of the points in turn, from any one on."""
+
+    def __init__(self):
+        self.next = 0
+
+    def __iter__(self):
+        while self.next < len(POINTS):
+            self.next += 1
+            yield self.next - 1
+        self.next = 0
+
+    def __len__(self):
+        return len(POINTS)
+
+
+class Resumable(DataLoader):
+    """A loader of torch's that goes on where its sampler stood."""
+
+    def state_dict(self):
+        return {"next": self.sampler.next}
+
+    def load_state_dict(self, state):
+        self.sampler.next = state["next"]
+
+
+def test_nor_does_a_loader_of_torch_that_is_not_keyed():
+    seen = []
+    loader = Resumable(POINTS, 2, sampler=Counted())
+    learn = stopped_after(2, DataLoaders(loader, device="cpu", keyed=False))
+    learn.add_cb(Callback(before_batch=lambda cb: seen.extend(cb.x.flatten().tolist())))
+    learn.resume()
+    assert seen == [4.0, 5.0, 6.0, 7.0]
+
+
+@pytest.mark.parametrize("half", ["state_dict", "load_state_dict"])
+def test_a_loader_with_one_half_of_a_state_is_read_again(half):
+    loader = Stream(4)
+    setattr(loader, half, raising(AssertionError("asked")))
+    learn = stopped_after(2, over(loader))
+    assert learn.state_dict()["position"]["loader"] is None
+    learn.resume()
+    assert learn.train_iter == 4
+
+
+def test_a_validation_inside_of_a_resumed_fit_reads_its_own_loader_from_the_beginning():
+    valid = Numbered(4)
+    learn = stopped_after(2, over(Numbered(4), valid))
+    learn.add_cb(Callback(before_epoch=lambda cb: cb.learn.validate()))
+    learn.resume()
+    assert valid.n_read == 8  # before the training and after it
+
+
+def test_a_loader_that_fails_after_a_resume_is_noted_with_the_number_of_the_batch():
+    class Breaks(Stream):
+        n_begun = 0
+
+        def __iter__(self):
+            self.n_begun += 1
+            yield from list(tensor_loader(4))[: 4 if self.n_begun == 1 else 2]
+            if self.n_begun == 2:
+                raise OSError("gone")
+
+    learn = stopped_after(2, over(Breaks(4)))
+    with pytest.raises(OSError, match="gone") as caught:
+        learn.resume()
+    assert "on its way to the next batch, number 2 of epoch 0, train" in caught.value.__notes__[0]
+
+
+def test_a_loader_that_draws_from_the_global_generators_draws_anew_in_each_epoch():
+    class Shuffled:
+        def __iter__(self):
+            return (torch.full((1, 1), float(i)) for i in torch.randperm(8))
+
+    orders = []
+    learn = learner(Callback(before_batch=lambda cb: orders.append(int(cb.x))), dls=over(Shuffled()), model=lambda x: x)
+    with pytest.warns(UserWarning, match="nothing was trained"):
+        learn.fit(2)
+    assert sorted(orders[:8]) == sorted(orders[8:]) and orders[:8] != orders[8:]
 
 
 # How long some of the batches are waited for
@@ -483,6 +597,14 @@ def test_a_loader_is_not_asked_for_more_after_its_end(n_batch, has_len):
     assert learn.train_iter == 2 * n_batch
 
 
+def test_nor_is_it_when_a_fit_is_resumed_there():
+    state = stopped_after(3, over(BeginsAnew(3, has_len=True))).state_dict()
+    learn = learner(dls=over(BeginsAnew(3, has_len=True)))
+    learn.load_state_dict(state)
+    learn.resume()
+    assert learn.train_iter == 3
+
+
 def test_waits_are_measured_in_the_middle_of_each_training_phase():
     learn = learner(dls=over(tensor_loader(100), tensor_loader(40)))
     learn.fit(3)
@@ -492,9 +614,63 @@ def test_waits_are_measured_in_the_middle_of_each_training_phase():
     assert len(waits(learn)) == 3
     learn.fit(n_step=150, valid_every=50)
     assert [n for _, _, n in waits(learn)] == [SAMPLE] * 3
-    learner_of_few = learner(dls=over(tensor_loader(3)))
-    learner_of_few.fit(1)
-    assert [n for _, _, n in waits(learner_of_few)] == [SAMPLE - 14]
+
+
+@pytest.mark.parametrize(("n_batch", "measured"), [(1, 1), (3, 2), (10, 5), (40, SAMPLE)])
+def test_waits_are_measured_from_the_middle_of_a_short_phase_on(n_batch, measured):
+    learn = learner(dls=over(tensor_loader(n_batch)))
+    learn.fit(1)
+    assert [n for _, _, n in waits(learn)] == [measured]
+
+
+def test_waits_are_measured_from_the_middle_of_what_is_left_to_a_resumed_fit():
+    learn = stopped_after(8, over(tensor_loader(20)))
+    learn.resume()
+    assert [n for _, _, n in waits(learn)] == [6]
+
+
+def test_the_seconds_in_which_waits_are_measured_are_a_part_of_the_fit():
+    learn = learner(dls=over(tensor_loader(20)))
+    begin = time.perf_counter()
+    learn.fit(3)
+    assert 0 < sum(passed for _, passed, _ in waits(learn)) < time.perf_counter() - begin
+
+
+class Event:
+    """A mark in the work of a GPU that takes five seconds; it says as little without its conditions as torch's."""
+
+    def __init__(self, enable_timing=False):
+        self.is_timed, self.stream, self.is_over = enable_timing, None, False
+
+    def record(self, stream):
+        self.stream = stream
+
+    def synchronize(self):
+        self.is_over = True
+
+    def elapsed_time(self, end):
+        if not (self.is_timed and end.is_timed and end.is_over and self.stream and end.stream):
+            raise RuntimeError("not timed, not recorded or not over")
+        return 5000.0
+
+
+class Arrays:
+    """Eight batches that no device takes."""
+
+    def __len__(self):
+        return 8
+
+    def __iter__(self):
+        return iter([np.zeros((2, 1))] * 8)
+
+
+@pytest.mark.filterwarnings("ignore:nothing was trained")
+def test_on_a_gpu_the_seconds_in_which_waits_are_measured_are_those_of_its_work(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"the stream of {device}")
+    learn = learner(dls=SimpleNamespace(train=Arrays(), device=torch.device("cuda", 0)), model=lambda x: x)
+    learn.fit(1)
+    assert [(passed, n) for _, passed, n in waits(learn)] == [(5.0, 4)]
 
 
 # The samples of a batch
@@ -522,6 +698,27 @@ def test_with_n_step_they_are_those_of_the_pass_over_the_loader():
 
 def test_a_loader_without_len_does_not_tell():
     assert samples(1, dls=over(Stream(2))) == [(None, None)] * 3
+
+
+def test_loaders_that_were_put_together_elsewhere_follow_a_key_too():
+    seen = []
+    look = Callback(before_batch=lambda cb: seen.append((cb.x.flatten().tolist(), sample_numbers(cb.learn, 0))))
+    learner(look, dls=SimpleNamespace(train=DataLoader(POINTS, 2, shuffle=True))).fit(1)
+    assert len(seen) == 4 and all(x == numbers for x, numbers in seen)
+
+
+def test_each_loader_has_an_order_of_its_own():
+    orders = {"train": [], "valid": []}
+    look = Callback(before_batch=lambda cb: orders[cb.dl_name].extend(sample_numbers(cb.learn, 0)))
+    learner(look, dls=over(DataLoader(POINTS, 2, shuffle=True), DataLoader(POINTS, 2, shuffle=True))).fit(1)
+    assert sorted(orders["train"]) == sorted(orders["valid"]) and orders["train"] != orders["valid"]
+
+
+def test_the_passes_of_a_dry_run_are_numbered_from_0_on():
+    numbers = []
+    look = Callback(before_batch=lambda cb: numbers.append(place(cb.learn)[1]))
+    learner(dls=loaders(1, None)).dry_run(n_step=2, cbs=look)
+    assert numbers == [0, 1]
 
 
 def test_the_number_of_a_pass_is_the_epoch_in_a_fit_and_0_in_every_other_run():

@@ -14,8 +14,9 @@ import torch
 from fastcore.foundation import L
 from torch import nn
 
-from learnloop import SGD, Adam, Callback, Learner
-from learnloop.loop.state import check_plain, plain, same, unplain
+from learnloop import SGD, Adam, Callback, Learner, MCDropoutCallback
+from learnloop.data.keyed import draw_seed
+from learnloop.loop.state import check_plain, plain, restore, same, unplain
 from tests.toys import learner, loaders, weights
 
 ROOT = Path(__file__).parents[2]
@@ -72,6 +73,29 @@ def test_a_list_of_64_numbers_is_stored_as_it_is():
 def test_a_tensor_of_a_device_that_is_not_here_comes_back_in_host_memory():
     saved = {"__kind__": "tensor", "value": torch.ones(2), "device": "cuda:99"}
     assert unplain(saved).tolist() == [1.0, 1.0] and unplain(saved).device.type == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("saved_on", "n", "expected"),
+    [
+        *(("meta", 1, "meta"), ("meta:0", 1, "meta"), ("meta:1", 2, "meta")),
+        *(("meta:0", 0, "cpu"), ("meta:1", 1, "cpu"), ("cuda:0", 1, "cpu")),
+    ],
+)
+def test_a_tensor_comes_back_on_its_device_where_there_are_so_many_of_its_kind(saved_on, n, expected, monkeypatch):
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda check_available: torch.device("meta"))
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: n)
+    saved = {"__kind__": "tensor", "value": torch.ones(2), "device": saved_on}
+    assert unplain(saved).device.type == expected
+
+
+def test_a_tensor_of_an_accelerator_that_torch_cannot_use_comes_back_in_host_memory(monkeypatch):
+    def current(check_available=False):
+        return None if check_available else torch.device("meta")
+
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", current)
+    monkeypatch.setattr(torch.accelerator, "device_count", lambda: 1)  # of which a driver tells
+    assert unplain({"__kind__": "tensor", "value": torch.ones(2), "device": "meta:0"}).tolist() == [1.0, 1.0]
 
 
 def test_the_losses_of_a_long_fit_are_stored_as_one_tensor():
@@ -304,6 +328,13 @@ def test_buffers_that_the_models_own_state_leaves_out_come_back(mean):
     assert other.model.mean == mean
 
 
+def test_such_buffers_come_back_on_the_device_of_the_model():
+    state = learner(model=Smoothed(torch.tensor([3.0]))).state_dict()
+    other = learner(model=Smoothed(torch.tensor([5.0], device="meta")))
+    other.load_state_dict(state)
+    assert other.model.mean.device.type == "meta"
+
+
 def test_a_model_with_another_number_of_such_buffers_is_refused():
     state = learner(model=Smoothed(torch.tensor([3.0]))).state_dict()
     refused(learner(model=nn.Linear(1, 1)), state, "1 buffers saved, 0 here")
@@ -410,6 +441,20 @@ def test_the_state_of_another_kind_of_optimizer_is_refused(opt_func):
     refused(learner(opt_func=opt_func, default_cbs=True), state, f"the optimizer is Adam saved and {named} here")
 
 
+def test_the_state_of_an_optimizer_is_refused_where_there_is_none():
+    state, learn = fitted().state_dict(), learner(default_cbs=True)
+    with pytest.raises(ValueError, match=r"an optimizer saved, none here: call `learn\.create_opt\(\)`\.$"):
+        restore(learn, state)
+
+
+def test_five_differences_are_named():
+    saved, here = (nn.Sequential(*(nn.Linear(n, n) for _ in range(3))) for n in (1, 2))
+    names = [f"`{i}.{kind}`" for i in range(3) for kind in ("weight", "bias")]
+    with pytest.raises(ValueError) as caught:
+        learner(model=here).load_state_dict(learner(model=saved).state_dict())
+    assert [name for name in names if name in str(caught.value)] == names[:5]
+
+
 def test_an_optimizer_with_other_groups_is_refused():
     state = fitted().state_dict()
     split = learner(opt_func=Adam, default_cbs=True, splitter=lambda m: [[m.weight], [m.bias]])
@@ -434,6 +479,40 @@ def test_loading_during_a_run_is_refused():
     learn.add_cb(Callback(after_batch=lambda cb: cb.learn.load_state_dict({})))
     with pytest.raises(RuntimeError, match="`load_state_dict` was called while a run is active"):
         learn.fit(1)
+
+
+# Runs beside the training
+
+
+def doubting():
+    """A learner whose every validation draws one seed for its dropout."""
+    return learner(MCDropoutCallback(), model=nn.Sequential(nn.Linear(1, 1), nn.Dropout()))
+
+
+def test_a_run_that_draws_a_seed_on_purpose_moves_the_global_stream_by_that_draw_alone():
+    learn = doubting()
+    torch.manual_seed(3)
+    for _ in range(3):
+        learn.validate()
+    moved = torch.get_rng_state()
+    torch.manual_seed(3)
+    for _ in range(3):
+        draw_seed()
+    assert torch.equal(torch.get_rng_state(), moved)
+
+
+def test_a_run_inside_of_one_that_has_drawn_a_seed_moves_the_stream_by_its_own_draw_alone():
+    states = []
+
+    def validate(cb):
+        states.append(torch.get_rng_state())
+        cb.learn.validate()
+        states.append(torch.get_rng_state())
+
+    doubting().validate(cbs=Callback(after_validate=validate))
+    torch.set_rng_state(states[0])
+    draw_seed()
+    assert torch.equal(torch.get_rng_state(), states[1])
 
 
 # Elsewhere
