@@ -33,6 +33,9 @@ class Checkpoint(Callback):
     fit, and `learn.resume()` goes on. Later ones are written by a thread, from a copy in host memory: where that fails,
     a warning names path and reason, the training goes on, and its end raises the OSError if the newest is missing.
 
+    Batches come again as they came. A loader with a `state_dict` of its own is asked for it in the middle of a pass
+    only: one that counts epochs by itself needs them told, `self.dl.epoch = self.epoch` in `before_train`.
+
     A journal beside the files has a line per batch, by which a resumed fit tells whether it repeats what was there.
     Cost: about 20 µs per batch for that line; one copy of the state per file, and a few milliseconds of its thread.
     """

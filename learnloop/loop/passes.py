@@ -102,7 +102,10 @@ def how_data_goes_on(learn: Any, state: dict[str, Any]) -> str:
 
 
 def loader_state(learn: Any) -> Any:
-    """What the training loader says of its own place, where it can (`state_dict`, as torchdata's); else None."""
+    """What the training loader says of its own place, where it can (`state_dict`, as torchdata's); else None.
+
+    Between passes it is not asked: some begin one for the answer, others would go on after their end.
+    """
     dl = learn.dl if learn.training else None
     if not hasattr(dl, "state_dict") or not hasattr(dl, "load_state_dict") or is_keyed(dl, False):
         return None

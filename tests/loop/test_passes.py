@@ -11,7 +11,7 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, TensorDataset
 
-from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders
+from learnloop import Callback, CancelBatchException, CancelStepException, CancelTrainException, DataLoaders, Recorder
 from learnloop.data.keyed import end_workers
 from learnloop.loop.passes import SAMPLE, Passes, how_data_goes_on, place, sample_numbers, waits
 from tests.toys import Heard, learner, loaders, raise_at, raising, tensor_loader
@@ -727,3 +727,37 @@ def test_the_number_of_a_pass_is_the_epoch_in_a_fit_and_0_in_every_other_run():
     learn.fit(2)
     learn.validate()
     assert numbers == [0, 0, 1, 1, 0]
+
+
+class Shuffled(Numbered):
+    """Its order depends on an epoch that it counts by itself."""
+
+    def __init__(self, n_batch):
+        super().__init__(n_batch)
+        self.epoch = 0
+
+    def __iter__(self):
+        data = list(tensor_loader(self.n_batch))
+        for i in torch.randperm(len(data), generator=torch.Generator().manual_seed(self.epoch)).tolist()[self.next :]:
+            self.next += 1
+            yield data[i]
+        self.next, self.epoch = 0, self.epoch + 1
+
+
+def shuffled(*cbs):
+    tells = Callback(before_train=lambda cb: setattr(cb.dl, "epoch", cb.epoch))
+    return learner([Recorder(), tells, *cbs], dls=over(Shuffled(4), list(tensor_loader(1))))
+
+
+@pytest.mark.parametrize(
+    "event_name", ["before_batch", "after_train", "before_validate", "after_epoch", "before_train"]
+)
+def test_a_loader_that_is_told_its_epoch_goes_on_in_another_learner(event_name):
+    press = Callback(**{event_name: lambda cb: signal.raise_signal(signal.SIGINT) if cb.train_iter == 4 else None})
+    whole, stopped, other = shuffled(), shuffled(press), shuffled()
+    whole.fit(3)
+    with pytest.raises(KeyboardInterrupt):
+        stopped.fit(3)
+    other.load_state_dict(stopped.state_dict())
+    other.resume()
+    assert other.recorder.raw_losses == whole.recorder.raw_losses
