@@ -3,9 +3,9 @@
 import math
 import warnings
 from collections.abc import Sequence
-from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from learnloop.callbacks.again import Buffers
@@ -132,6 +132,6 @@ class SpikeGuard(Callback):
 
 def upper_limit(values: Sequence[float], n_deviations: Any) -> float:
     """The median and so many robust deviations."""
-    middle = median(values)
-    deviation = _TO_DEVIATION * median(abs(value - middle) for value in values)
+    middle = float(np.median(values))
+    deviation = _TO_DEVIATION * float(np.median([abs(value - middle) for value in values]))
     return middle + n_deviations * max(deviation, _LEAST * abs(middle))

@@ -1,7 +1,6 @@
 """How sure a difference is: the mean of paired differences with its interval by Student's t."""
 
 import math
-import statistics
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,6 +30,8 @@ def paired(
 
     It covers the true mean in the share `confidence` of studies where differences are normal and independent.
     """
+    import statistics  # not before: it brings fractions and decimals along
+
     differences = [a - b for a, b in zip(values, reference, strict=True)]
     n = len(differences)
     if n == 0:

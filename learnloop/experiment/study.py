@@ -1,6 +1,5 @@
 """What a study came to: a table of its arms beside the reference, the interactions of pairs, a picture."""
 
-import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -84,6 +83,8 @@ class Study:
         return {t.seed: t.value for t in self.trials if t.arm == arm and t.value is not None}
 
     def _row(self, arm: str) -> ArmRow:
+        import statistics  # not before: it brings fractions and decimals along
+
         values, reference = self._values(arm), self._values(self.design.reference)
         seeds = [s for s in values if s in reference]
         is_compared = arm != self.design.reference and bool(seeds)

@@ -4,9 +4,9 @@ import hashlib
 import time
 from collections.abc import Iterator
 from itertools import islice, pairwise
-from statistics import mean, median
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Subset
@@ -215,7 +215,7 @@ def loader_speed(subject: Subject) -> Finding:
     n_workers = getattr(dl, "num_workers", 0) if isinstance(dl, DataLoader) else 0
     times, step = _seconds_to_read(learn, dl, min(subject.seconds, 2.0)), _seconds_to_train(subject)
     # Workers deliver in bursts; without them the median is free of what else the machine does.
-    loading = mean(times) if n_workers else median(times)
+    loading = float(np.mean(times) if n_workers else np.median(times))
     waiting = loading if not n_workers else max(0.0, loading - step)
     part = waiting / max(waiting + step, 1e-12)
     text = f"{loading * 1e3:.3g} ms to read a batch, {step * 1e3:.3g} ms to train on it."
@@ -253,4 +253,4 @@ def _seconds_to_train(subject: Subject) -> float:
     times = [b - a for a, b in pairwise(ends[1:])]
     if not times:
         raise NotApplicable(f"training on a few batches took longer than {subject.seconds:g} s.")
-    return median(times)
+    return float(np.median(times))

@@ -114,7 +114,7 @@ def unplain(value: Any) -> Any:
     return _UNTAG[value[_KIND]](value)
 
 
-def _generator(tagged: dict[str, Any]) -> np.random.Generator:
+def _generator(tagged: dict[str, Any]) -> "np.random.Generator":  # quoted: numpy imports that module when asked
     state = unplain(tagged["value"])
     bits = getattr(np.random, state["bit_generator"])()
     bits.state = state

@@ -154,27 +154,30 @@ class TrainingLoop(CurrentBatch):
             self("after_loss")
         if not self.training or not (len(self.yb) or self._output_loss is not None):
             return None
+        if self._loss_grad is not None or not getattr(self._raw_loss, "requires_grad", False) or self._raw_loss.ndim:
+            return self._do_grad_opt()  # a callback's loss, an error, or nothing to train
         silent = self._silent
-        if self._loss_grad is not None or "backward" not in silent or "step" not in silent:
-            return self._do_grad_opt()
-        if not getattr(self._raw_loss, "requires_grad", False) or self._raw_loss.ndim:  # an error, or nothing to train
-            return self._do_grad_opt()
-        try:
-            self._raw_loss.backward()
-        except CancelBackwardException:
-            pass
-        if self._silent is not silent:  # somebody came meanwhile, and hears the rest
-            end_unheard(self, BACKWARD)
-            run_innermost(self, STEP, self._step)
-            return self.opt.zero_grad()
-        try:
-            self.opt.step()
-            self.opt_iter += 1
-            self.stepped = True
-        except CancelStepException:
-            pass
-        if self._silent is not silent:
-            end_unheard(self, STEP)
+        if "backward" in silent:
+            try:
+                self._raw_loss.backward()
+            except CancelBackwardException:
+                pass
+            if self._silent is not silent:  # somebody came meanwhile, and hears the rest
+                end_unheard(self, BACKWARD)
+        else:
+            run_span(self, BACKWARD, self._backward)
+        silent = self._silent
+        if "step" in silent:
+            try:
+                self.opt.step()
+                self.opt_iter += 1
+                self.stepped = True
+            except CancelStepException:
+                pass
+            if self._silent is not silent:
+                end_unheard(self, STEP)
+        else:
+            run_span(self, STEP, self._step)
         return self.opt.zero_grad()
 
     def _do_steps(self) -> None:
