@@ -47,7 +47,10 @@ def test_there_is_no_dl_before_the_first_fit():
 def test_before_the_first_fit_nothing_is_done():
     learn = learner()
     assert (learn.epoch, learn.n_epoch, learn.train_iter, learn.opt_iter, learn.pct_train) == (0, 1, 0, 0, 0.0)
+    assert (learn.n_step, learn.valid_every) == (None, 0)
     assert not learn.stepped and not learn.interrupted and not learn.training
+    position = learn.state_dict()["position"]
+    assert (position["stage"], position["epoch"], position["batches"]) == ("fit", 0, 0)
 
 
 def test_a_batch_by_hand_moves_no_progress():
@@ -56,6 +59,15 @@ def test_a_batch_by_hand_moves_no_progress():
     learn.training = True
     learn.one_batch(0, learn.dls.one_batch())
     assert (learn.train_iter, learn.opt_iter, learn.pct_train) == (1, 1, 0.0)
+    learn.pct_train = 0.5
+    learn.one_batch(1, learn.dls.one_batch())
+    assert learn.pct_train == 0.5
+
+
+def test_a_fit_that_counts_updates_goes_pass_after_pass_over_its_loader():
+    learn = learner(dls=loaders(2, None))
+    learn.fit(n_step=5)
+    assert (learn.opt_iter, learn.train_iter, learn.pct_train) == (5, 5, 1.0)
 
 
 def test_in_before_fit_the_counters_are_at_their_start():
@@ -264,6 +276,13 @@ def test_a_loss_set_in_after_cancel_batch_is_recorded_too():
             self.learn.loss = torch.tensor(5.0)
 
     assert record_of(Sets(), dls=loaders(1, None)).raw_losses == [5.0]
+
+
+def test_before_there_is_an_optimizer_the_rate_that_is_recorded_is_0():
+    learn = learner(Callback(after_loss=raising(CancelBatchException)))
+    learn.training = True
+    learn.one_batch(0, learn.dls.one_batch())
+    assert learn._kept.rates == [0.0]
 
 
 def test_no_graph_is_kept_in_the_record():
@@ -593,6 +612,16 @@ def test_a_step_that_a_subclass_replaces_is_run(step):
     assert calls == [step] * (3 if step in ("_forward", "_predict", "_compute_loss") else 2)
 
 
+def test_a_step_that_a_subclass_replaces_is_run_in_a_batch_by_hand_too():
+    class Mine(Learner):
+        def _predict(self):
+            self.pred = self.x * 0
+
+    learn = learner(cls=Mine)
+    learn.one_batch(0, learn.dls.one_batch())
+    assert learn.pred.tolist() == [[0.0], [0.0]]
+
+
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_that_is_replaced_on_a_learner_in_the_middle_of_a_phase_is_run_from_the_next_batch_on(step):
     calls = []
@@ -676,3 +705,24 @@ def test_who_comes_in_the_backward_pass_hears_its_end_and_the_step(replaced):
         learn._step = lambda: stock()
     learn.fit(1)
     assert learn.late.heard == ["after_backward", "before_step"] * 2
+
+
+# Places from which a fit can go on
+
+
+@pytest.mark.parametrize(
+    ("event_name", "start_epoch", "places"),
+    [
+        ("before_fit", 0, [("fit", 0)]),
+        ("before_fit", 1, [("fit", 1)]),
+        ("after_epoch", 0, [("fit", 1), ("fit", 2)]),
+    ],
+)
+def test_what_waits_for_such_a_place_is_called_before_each_epoch_and_behind_the_last(event_name, start_epoch, places):
+    def wait(cb):
+        learn = cb.learn
+        learn.at_boundary(lambda: found.append((learn._position()["stage"], learn._position()["epoch"])))
+
+    found = []
+    learner(Callback(**{event_name: wait})).fit(2, start_epoch=start_epoch)
+    assert found == places
