@@ -626,8 +626,11 @@ def test_after_pred_sees_the_whole_output_only_beside_a_loss_function_where_the_
     def look(cb):
         seen.append(type(cb.pred).__name__)
 
-    learner(model=Model(1, 1), cbs=Callback(after_pred=look, after_loss=look), loss_func=loss_func).one_batch(0, batch)
-    assert seen == names
+    cbs, dls = Callback(after_pred=look, after_loss=look), DataLoaders([batch], device="cpu")
+    learn = learner(cbs, dls, Model(1, 1), loss_func)
+    learn.one_batch(0, batch)
+    learn.fit(1)
+    assert seen == [*names, *names]
 
 
 # The loss of a batch that is done

@@ -70,6 +70,32 @@ def test_a_fit_that_counts_updates_goes_pass_after_pass_over_its_loader():
     assert (learn.opt_iter, learn.train_iter, learn.pct_train) == (5, 5, 1.0)
 
 
+def test_pct_train_begins_at_its_part_in_each_stretch_of_a_fit_that_counts_updates():
+    seen = []
+    learn = learner(Callback(before_train=lambda cb: seen.append((cb.pct_train, cb.learn.opt_iter))))
+    learn.fit(n_step=4, valid_every=2)
+    assert seen == [(0.0, 0), (0.5, 2)]
+
+
+def test_a_loader_with_more_batches_than_it_says_leads_pct_train_no_further_than_the_end_of_the_epoch():
+    class Says2(Watched):
+        def __len__(self):
+            return 2
+
+    rows = seen_at("after_batch", "pct_train", dls=DataLoaders(Says2(3), device="cpu"))
+    assert rows == [(0.25,), (0.5,), (0.5,), (0.75,), (1.0,), (1.0,)]
+
+
+def test_a_phase_without_any_batch_is_an_error():
+    with pytest.raises(ValueError, match="the training loader yielded no batch in epoch 0"):
+        learner(dls=DataLoaders(Watched(0), device="cpu")).fit(1)
+
+
+def test_a_training_without_any_target_warns_that_it_trained_nothing():
+    with pytest.warns(UserWarning, match="nothing was trained: there is no loss"):
+        learner(dls=DataLoaders([torch.ones(2, 1)], device="cpu")).fit(1)
+
+
 def test_in_before_fit_the_counters_are_at_their_start():
     names = ("epoch", "n_epoch", "training", "train_iter", "opt_iter", "pct_train", "task", "stepped", "interrupted")
     assert seen_at("before_fit", *names) == [(0, 2, False, 0, 0, 0.0, "fit", False, False)]
@@ -197,12 +223,20 @@ def test_every_fit_counts_from_the_start():
 
 
 @pytest.mark.parametrize(
-    ("event_name", "training", "n_iter"), [("before_train", True, 2), ("before_validate", False, 1)]
+    ("event_name", "training", "n_iter", "name"),
+    [("before_train", True, 2, "train"), ("before_validate", False, 1, "valid")],
 )
-def test_dl_n_iter_and_training_are_set_before_the_phase_begins(event_name, training, n_iter):
+def test_dl_its_name_n_iter_and_training_are_set_before_the_phase_begins(event_name, training, n_iter, name):
     dls = loaders()
-    rows = seen_at(event_name, "dl", "n_iter", "training", n_epoch=1, dls=dls)
-    assert rows == [(dls.train if training else dls.valid, n_iter, training)]
+    rows = seen_at(event_name, "dl", "dl_name", "n_iter", "training", dls=dls)
+    assert rows == [(dls.train if training else dls.valid, name, n_iter, training)] * 2
+
+
+def test_batch_is_what_the_loader_gave_until_it_is_done():
+    batch = (torch.ones(2, 1), torch.ones(2, 1))
+    dls = DataLoaders([batch], device="cpu")
+    assert seen_at("after_batch", "batch", n_epoch=1, dls=dls)[0][0] is batch
+    assert seen_at("after_train", "batch", n_epoch=1, dls=dls) == [(None,)]
 
 
 def test_of_another_loader_set_in_before_train_n_iter_is_the_length():
@@ -595,21 +629,24 @@ def test_fit_inside_fit_raises_and_leaves_the_outer_one_to_go_on():
 STEPS = ["_forward", "_predict", "_compute_loss", "_do_grad_opt", "_backward", "_step"]
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_that_a_subclass_replaces_is_run(step):
+@pytest.mark.parametrize("steps", [*([step] for step in STEPS), STEPS], ids=lambda steps: " ".join(steps))
+def test_steps_that_a_subclass_replaces_are_run(steps):
     class Mine(Learner):
         pass
 
-    calls, learn = [], learner()
+    def replaced(step):
+        def mine(self):
+            calls.append(step)
+            getattr(super(Mine, self), step)()
 
-    def mine(self):
-        calls.append(step)
-        getattr(super(Mine, self), step)()
+        return mine
 
-    setattr(Mine, step, mine)
-    learn.__class__ = Mine
+    for step in steps:
+        setattr(Mine, step, replaced(step))
+    calls, learn = [], learner(cls=Mine)
     learn.fit(1)
-    assert calls == [step] * (3 if step in ("_forward", "_predict", "_compute_loss") else 2)
+    counts = {"_forward": 3, "_predict": 3, "_compute_loss": 3, "_do_grad_opt": 2, "_backward": 2, "_step": 2}
+    assert {step: calls.count(step) for step in steps} == {step: counts[step] for step in steps}
 
 
 def test_a_step_that_a_subclass_replaces_is_run_in_a_batch_by_hand_too():
@@ -710,19 +747,37 @@ def test_who_comes_in_the_backward_pass_hears_its_end_and_the_step(replaced):
 # Places from which a fit can go on
 
 
+def test_the_last_such_place_is_the_beginning_of_the_epoch_of_its_training_or_of_its_validation():
+    def look(cb, event_name):
+        position = cb.learn._position()
+        found.append((event_name, position["stage"], position["epoch"]))
+
+    names = ["before_epoch", "before_train", "after_train", "before_validate", "after_epoch", "after_fit"]
+    cbs = [Callback(**{name: lambda cb, name=name: look(cb, name)}) for name in names]
+    found = []
+    learner(cbs, dls=loaders(1, 1)).fit(2)
+    assert found == [
+        *(("before_epoch", "fit", 0), ("before_train", "epoch", 0), ("after_train", "train", 0)),
+        *(("before_validate", "validate", 0), ("after_epoch", "validate", 0)),
+        *(("before_epoch", "fit", 1), ("before_train", "epoch", 1), ("after_train", "train", 1)),
+        *(("before_validate", "validate", 1), ("after_epoch", "validate", 1), ("after_fit", "fit", 2)),
+    ]
+
+
 @pytest.mark.parametrize(
     ("event_name", "start_epoch", "places"),
     [
-        ("before_fit", 0, [("fit", 0)]),
-        ("before_fit", 1, [("fit", 1)]),
-        ("after_epoch", 0, [("fit", 1), ("fit", 2)]),
+        ("before_fit", 0, [("fit", 0, 0)]),
+        ("before_fit", 1, [("fit", 1, 0)]),
+        ("after_loss", 0, [("train", 0, 1), ("train", 0, 2), ("fit", 1, 0)]),  # which validates too
+        ("after_epoch", 0, [("fit", 1, 0), ("fit", 2, 0)]),
     ],
 )
-def test_what_waits_for_such_a_place_is_called_before_each_epoch_and_behind_the_last(event_name, start_epoch, places):
+def test_what_waits_for_such_a_place_is_called_before_the_next_epoch_or_training_batch(event_name, start_epoch, places):
     def wait(cb):
         learn = cb.learn
-        learn.at_boundary(lambda: found.append((learn._position()["stage"], learn._position()["epoch"])))
+        learn.at_boundary(lambda: found.append(tuple(learn._position()[n] for n in ("stage", "epoch", "batches"))))
 
     found = []
     learner(Callback(**{event_name: wait})).fit(2, start_epoch=start_epoch)
-    assert found == places
+    assert found[: len(places)] == places and len(found) == (6 if event_name == "after_loss" else len(places))
