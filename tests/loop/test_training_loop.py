@@ -91,6 +91,11 @@ def test_a_phase_without_any_batch_is_an_error():
         learner(dls=DataLoaders(Watched(0), device="cpu")).fit(1)
 
 
+def test_a_validation_without_a_loader_is_an_error():
+    with pytest.raises(ValueError, match="there is no validation loader"):
+        learner(dls=loaders(2, None)).validate()
+
+
 def test_a_training_without_any_target_warns_that_it_trained_nothing():
     with pytest.warns(UserWarning, match="nothing was trained: there is no loss"):
         learner(dls=DataLoaders([torch.ones(2, 1)], device="cpu")).fit(1)
@@ -211,8 +216,17 @@ def test_a_copy_taken_inside_of_a_fit_counts_updates_as_any_learner():
     copies = []
     take = Once("before_epoch", lambda cb: copies.append(copy.deepcopy(cb.learn)))
     learner(take).fit(1)
+    assert copies[0].task is None and not copies[0].training
     copies[0].fit(n_step=5)
     assert copies[0].opt_iter == 5
+
+
+def test_a_copy_sends_events_to_the_copies_of_the_callbacks():
+    learn = learner(heard := Heard())
+    heard.events.clear()
+    copied = copy.deepcopy(learn)
+    copied("before_fit")
+    assert (copied.heard.events, heard.events) == (["before_fit"], [])
 
 
 def test_every_fit_counts_from_the_start():
@@ -271,6 +285,15 @@ def record_of(*cbs, n_epoch=1, **kwargs):
     return learn.recorder
 
 
+def test_the_rate_that_is_recorded_is_that_of_the_optimizer_also_after_a_state_was_loaded():
+    learn = learner(Recorder(), dls=loaders(1, None))
+    learn.logger = lambda row: None
+    learn.fit(1)
+    learn.load_state_dict(learn.state_dict())
+    learn.fit(1, lr=0.5)
+    assert learn.recorder.lrs == [0.5]
+
+
 def test_the_loss_and_the_rate_of_every_training_batch_are_kept():
     losses = []
     recorder = record_of(Callback(after_batch=lambda cb: losses.append(cb.loss.item())), n_epoch=2)
@@ -310,6 +333,19 @@ def test_a_loss_set_in_after_cancel_batch_is_recorded_too():
             self.learn.loss = torch.tensor(5.0)
 
     assert record_of(Sets(), dls=loaders(1, None)).raw_losses == [5.0]
+
+
+def test_a_loss_that_a_callback_sets_to_a_number_is_recorded():
+    sets = Callback(after_loss=lambda cb: setattr(cb.learn, "loss", 5.0))
+    assert record_of(sets, dls=loaders(2, None)).raw_losses == [5.0, 5.0]
+
+
+def test_beside_large_predictions_few_losses_are_kept_one_by_one():
+    numbers = []
+    look = Callback(after_batch=lambda cb: numbers.append(len(cb.learn._kept.losses)))
+    model = nn.Linear(1, 65536)  # for two samples half a MiB of predictions
+    learner(look, loaders(5, None), model, lambda pred, target: pred.mean()).fit(1)
+    assert numbers == [1, 0, 1, 0, 1]
 
 
 def test_before_there_is_an_optimizer_the_rate_that_is_recorded_is_0():
@@ -512,6 +548,7 @@ def test_after_any_end_of_a_fit_no_batch_prediction_or_graph_is_alive_and_no_cyc
     assert alive == 0
     assert (learn.dl, learn.batch, learn.xb, learn.yb, learn.pred) == (None, None, (None,), (None,), None)
     assert learn.x is None and learn.y is None and learn.loss is None
+    assert learn._validation_start is None and learn._pass_random is None  # states taken on the way
 
 
 @pytest.mark.parametrize("end", [end for end, (_, error) in ENDS.items() if error is not None])
@@ -781,3 +818,25 @@ def test_what_waits_for_such_a_place_is_called_before_the_next_epoch_or_training
     found = []
     learner(Callback(**{event_name: wait})).fit(2, start_epoch=start_epoch)
     assert found[: len(places)] == places and len(found) == (6 if event_name == "after_loss" else len(places))
+
+
+def test_what_waited_in_a_fit_that_an_error_ended_is_not_called_in_the_next_one():
+    def wait(cb):
+        cb.learn.at_boundary(lambda: found.append("called"))
+        raise ValueError
+
+    found, learn = [], learner(Once("after_loss", wait))
+    with pytest.raises(ValueError):
+        learn.fit(1)
+    learn.fit(1)
+    assert found == []
+
+
+def test_in_a_fit_that_counts_updates_the_place_is_the_pass_over_the_loader_and_the_batches_taken_from_it():
+    def wait(cb):
+        learn = cb.learn
+        learn.at_boundary(lambda: found.append((learn._position()["pass"], learn._position()["taken"])))
+
+    found = []
+    learner(Callback(after_loss=wait), dls=loaders(2, None)).fit(n_step=3)
+    assert found == [(0, 1), (0, 2), (1, 1)]
