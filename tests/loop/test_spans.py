@@ -1,5 +1,7 @@
 """Spans: before, body, cancel, after, cleanup; for each cancel at each event, and for what is raised in cleanups."""
 
+import signal
+
 import pytest
 
 from learnloop import (
@@ -486,6 +488,28 @@ def test_an_error_in_cleanup_fit_leaves_a_learner_that_works():
     assert learn.task is None and learn.pred is None
     learn.fit(1)
     assert len(heard.events) == 2
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("event_name", "follow"),
+    [
+        ("before_fit", []),
+        ("before_epoch", ["cleanup_epoch"]),
+        ("before_train", ["cleanup_train", "cleanup_epoch"]),
+        ("after_loss", [*BACKWARD, *STEP, "after_batch", "cleanup_batch", "cleanup_train", "cleanup_epoch"]),
+        ("after_backward", ["cleanup_backward", *STEP, *TRAIN_BATCH[-2:], "cleanup_train", "cleanup_epoch"]),
+        ("after_train", ["cleanup_train", "cleanup_epoch"]),
+        ("before_validate", ["cleanup_validate", "cleanup_epoch"]),
+        ("after_validate", ["cleanup_validate", *EPOCH[-2:]]),
+    ],
+)
+def test_ctrl_c_ends_the_fit_where_the_next_epoch_phase_or_batch_begins_or_the_batch_ends(event_name, follow):
+    press = Once(event_name, lambda cb: signal.raise_signal(signal.SIGINT))
+    events = heard_in_fit(press, n_epoch=2, error=KeyboardInterrupt)
+    assert events[events.index(event_name) + 1 :] == [*follow, "after_cancel_fit", *FIT_END]
 
 
 # What a cancel does to the training

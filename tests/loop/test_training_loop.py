@@ -613,6 +613,30 @@ def test_a_generator_is_closed_when_its_phase_ends_not_when_the_fit_ends():
     assert seen == [1, 0]
 
 
+class Endless:
+    """A pass that knows whether it was closed, over a loader that keeps it."""
+
+    is_closed = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return torch.ones(2, 1), torch.ones(2, 1)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_after_a_fit_that_counts_updates_its_pass_is_closed_and_the_next_fit_begins_one():
+    learn = learner(dls=DataLoaders(train := Endless(), device="cpu"))
+    learn.fit(n_step=3)
+    assert train.is_closed
+    learn.dls = loaders(2, None)
+    learn.fit(1)
+    assert learn.train_iter == 2
+
+
 def test_during_the_fit_the_batch_before_is_let_go():
     refs, counts = Refs(), []
     look = Callback(before_batch=lambda cb: counts.append(refs.alive()))
