@@ -671,6 +671,20 @@ def test_after_an_error_at_any_event_the_learner_is_usable(event_name):
     assert (learn.train_iter, learn.pct_train) == (2, 1.0)
 
 
+def test_a_callback_whose_state_cannot_be_stored_ends_a_fit_before_its_first_epoch():
+    class Keeps(Callback):
+        _stateattrs = ("kept",)
+
+        def before_fit(self):
+            self.kept = print
+
+    learn = learner([heard := Heard(), Keeps()])
+    heard.events.clear()
+    with pytest.raises(TypeError, match=r"`Keeps\.kept`"):
+        learn.fit(1)
+    assert heard.events == ["before_fit", "cleanup_fit"]
+
+
 def test_fit_inside_fit_raises_and_leaves_the_outer_one_to_go_on():
     errors = []
 
