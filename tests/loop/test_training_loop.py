@@ -285,15 +285,6 @@ def record_of(*cbs, n_epoch=1, **kwargs):
     return learn.recorder
 
 
-def test_the_rate_that_is_recorded_is_that_of_the_optimizer_also_after_a_state_was_loaded():
-    learn = learner(Recorder(), dls=loaders(1, None))
-    learn.logger = lambda row: None
-    learn.fit(1)
-    learn.load_state_dict(learn.state_dict())
-    learn.fit(1, lr=0.5)
-    assert learn.recorder.lrs == [0.5]
-
-
 def test_the_loss_and_the_rate_of_every_training_batch_are_kept():
     losses = []
     recorder = record_of(Callback(after_batch=lambda cb: losses.append(cb.loss.item())), n_epoch=2)
@@ -611,6 +602,15 @@ def test_a_generator_is_closed_when_its_phase_ends_not_when_the_fit_ends():
     look = Callback(before_batch=lambda cb: seen.append(train.open), after_train=lambda cb: seen.append(train.open))
     learner([raise_at("after_batch", CancelTrainException), look], dls=DataLoaders(train, device="cpu")).fit(1)
     assert seen == [1, 0]
+
+
+def test_an_optimizer_that_is_replaced_after_a_fit_is_let_go():
+    learn = learner()
+    learn.fit(1)
+    former = weakref.ref(learn.opt)
+    learn.create_opt()
+    gc.collect()
+    assert former() is None
 
 
 class Endless:
