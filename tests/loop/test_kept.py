@@ -157,13 +157,19 @@ def test_a_state_has_its_losses_in_one_tensor_and_those_that_follow_come_behind(
     assert kept.since(0) == [1.0, 2.0, 3.0]
 
 
-class OnGPU(torch.Tensor):
-    """A tensor on the host that says it is on a GPU."""
+def saying(name):
+    """Tensors on the host that say they are on another device."""
 
-    device = property(lambda self: torch.device("cuda", 0))
+    class Tensor(torch.Tensor):
+        device = property(lambda self: torch.device(name))
 
-    def to(self, device):
-        return self
+        def to(self, device):
+            return self.as_subclass(ON[str(device)])
+
+    return Tensor
+
+
+ON = {name: saying(name) for name in ("cpu", "cuda:0", "cuda:1")}
 
 
 class Pinned(torch.Tensor):
@@ -199,7 +205,7 @@ def gpu(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: f"stream of {device}")
     monkeypatch.setattr(Event, "is_done", False)
-    return lambda *losses: [torch.tensor(loss).as_subclass(OnGPU) for loss in losses]
+    return lambda *losses, device="cuda:0": [torch.tensor(loss).as_subclass(ON[device]) for loss in losses]
 
 
 def test_losses_on_a_gpu_arrive_when_it_is_done_with_their_copy(gpu, monkeypatch):
@@ -237,3 +243,13 @@ def test_on_a_gpu_losses_arrive_one_look_later_and_nothing_waits_for_them():
     assert (first, kept.arrived(0)) == ([], [1.0, 2.0])
     torch.cuda.synchronize()
     assert (kept.arrived(2), kept.since(0)) == ([3.0], [1.0, 2.0, 3.0])
+
+
+def test_losses_of_several_devices_arrive_from_that_of_the_last(gpu, monkeypatch):
+    kept = Kept()
+    for loss, device in enumerate(ON):
+        kept.fold()
+        kept.losses += gpu(float(loss), device=device)
+    assert kept.arrived(0) == [] and kept._sent.done.stream == "stream of cuda:1"
+    monkeypatch.setattr(Event, "is_done", True)
+    assert kept.arrived(0) == [0.0, 1.0, 2.0]
