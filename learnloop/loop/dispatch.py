@@ -121,8 +121,10 @@ class Dispatcher:
         outer = self._leaving  # whose cleanups may have called this
         leaving = [cb for cb in self._find(cbs) if not any(cb is other for other in outer)]
         self._leaving = (*outer, *leaving)
+        kept: list[BaseException] = []
         try:
-            kept = [error for cb in leaving for error in self._close_spans_of(cb)]
+            for cb in leaving:
+                self._close_spans_of(cb, kept)
         finally:
             self._leaving = outer
         self._detach(leaving)
@@ -130,19 +132,18 @@ class Dispatcher:
             try:
                 raise first_of(kept)
             finally:
-                kept.clear()
+                kept.clear()  # its frames name the list: they would live until the next gc
         return self
 
-    def _close_spans_of(self, cb: Callback) -> list[BaseException]:
-        errors: list[BaseException] = []
+    def _close_spans_of(self, cb: Callback, kept: list[BaseException]) -> None:
+        """Its cleanups of the open spans, innermost first; what they raise is added to `kept`."""
         handlers = dict(_handlers(cb))
         for i, span in reversed([*enumerate(self._open_spans)]):
             try:
                 if self._takes_part(cb, *self._run_of_span(i)):
                     handlers.get(span.cleanup, _nothing)()
             except BaseException as error:
-                errors.append(in_cleanup(error, self, f"{cb!r}.{span.cleanup}"))
-        return errors
+                kept.append(in_cleanup(error, self, f"{cb!r}.{span.cleanup}"))
 
     def _detach(self, leaving: list[Callback]) -> list[Skipped]:
         """Takes callbacks away; returns what was skipped in running events, for those that come back."""

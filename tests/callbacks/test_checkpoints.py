@@ -380,6 +380,15 @@ def test_a_second_fit_in_the_folder_goes_on_counting_and_is_the_one_to_resume(tm
     assert weights(other) == weights(learn)
 
 
+def test_a_learner_that_has_only_loaded_the_state_of_a_fit_may_resume_it(tmp_path):
+    learn, other = toy(tmp_path), toy(tmp_path)
+    learn.fit(1)
+    other.create_opt()
+    other.load_state_dict(learn.state_dict())
+    other.fit(1, resume=True)
+    assert weights(other) == weights(learn)
+
+
 def test_the_next_fit_does_not_take_the_one_before_it_for_its_own(tmp_path):
     learn = toy(tmp_path)
     learn.fit(1, resume=True)

@@ -186,6 +186,37 @@ def test_once_a_batch_of_a_phase_had_to_be_moved_all_of_them_are():
     assert [str(seen["x"].device) for seen in look.seen] == ["meta"] * 4
 
 
+def test_where_the_first_batch_of_a_phase_lies_on_the_device_only_that_one_is_asked_to_move():
+    asked = []
+
+    class Asked(Tensor):
+        def to(self, device, non_blocking):
+            asked.append((str(device), non_blocking))
+            return self
+
+    x = X.as_subclass(Asked)
+    learner(dls=DataLoaders([(x, Y), (x, Y), (x, Y)], device="cpu")).fit(1)
+    assert asked == [("cpu", False)]
+
+
+def test_batches_of_a_model_without_parameters_come_to_the_device_of_the_loaders():
+    look = Look()
+    learner(look, dls=DataLoaders([(X, Y)], device="meta"), model=abs).fit(1)
+    assert str(look.seen[0]["x"].device) == "meta"
+
+
+def test_a_batch_by_hand_comes_to_the_device_to_which_the_model_was_moved_after_a_fit():
+    learn = learner(look := Look())
+    learn.fit(1)
+    learn.model.to("meta")
+    learn.one_batch(0, (X, Y))
+    assert [str(seen["x"].device) for seen in look.seen] == ["cpu", "cpu", "cpu", "meta"]
+
+
+def test_before_the_first_fit_loss_is_0():
+    assert learner().loss.item() == 0.0
+
+
 def test_outside_of_a_run_there_is_no_batch():
     learn = learner()
     assert (learn.xb, learn.yb, learn.x, learn.y, learn.pred, learn.batch) == ((None,), (None,), None, None, None, None)
@@ -559,31 +590,70 @@ def test_the_loss_func_may_be_replaced_in_the_middle_of_a_fit():
     assert recorded(*cbs) == [5.0]
 
 
-def test_the_model_may_be_replaced_in_the_middle_of_a_fit():
+@pytest.mark.parametrize("batch", [(X, Y), {"x": X, "label": Y}], ids=["tuple", "mapping"])
+def test_the_model_may_be_replaced_in_the_middle_of_a_fit(batch):
     seen = []
     cbs = [
-        Once("before_batch", lambda cb: setattr(cb.learn, "model", lambda x: x * 0 + 7)),
+        Once("after_batch", lambda cb: setattr(cb.learn, "model", lambda x: x * 0 + 7)),
         Callback(after_pred=lambda cb: seen.append(cb.pred.flatten().tolist())),
     ]
-    learner(cbs, dls=DataLoaders([(X, Y)], device="cpu")).fit(1)
-    assert seen == [[7.0, 7.0, 7.0]]
+    learner(cbs, dls=DataLoaders([batch, batch], device="cpu"), model=lambda x: x * 0 + 5).fit(1)
+    assert seen == [[5.0, 5.0, 5.0], [7.0, 7.0, 7.0]]
 
 
-def test_beside_a_loss_function_after_pred_sees_the_whole_output_and_the_loss_its_logits():
-    class Output:
+@pytest.mark.parametrize(
+    ("loss_func", "batch", "names"),
+    [
+        (F.mse_loss, (X, Y), ["Answer", "Tensor"]),
+        (F.mse_loss, {"x": X, "label": Y}, ["Tensor", "Tensor"]),
+        (None, (X, Y), ["Tensor", "Tensor"]),
+    ],
+    ids=["a loss function", "a mapping", "a loss of its own"],
+)
+def test_after_pred_sees_the_whole_output_only_beside_a_loss_function_where_the_inputs_are_tensors(
+    loss_func, batch, names
+):
+    class Answer:
         def __init__(self, logits):
-            self.logits, self.hidden = logits, logits + 1
+            self.logits, self.loss = logits, logits.mean()
 
     class Model(nn.Linear):
         def forward(self, x):
-            return Output(super().forward(x))
+            return Answer(super().forward(x))
 
     seen = []
 
     def look(cb):
         seen.append(type(cb.pred).__name__)
 
-    learner(model=Model(1, 1), cbs=Callback(after_pred=look, after_loss=look)).one_batch(
-        0, (torch.ones(2, 1), torch.ones(2, 1))
-    )
-    assert seen == ["Output", "Tensor"]
+    cbs, dls = Callback(after_pred=look, after_loss=look), DataLoaders([batch], device="cpu")
+    learn = learner(cbs, dls, Model(1, 1), loss_func)
+    learn.one_batch(0, batch)
+    learn.fit(1)
+    assert seen == [*names, *names]
+
+
+# The loss of a batch that is done
+
+
+def finished(*cbs, **kwargs):
+    losses = []
+    fitted((X, Y), *cbs, Callback(after_batch=lambda cb: losses.append(cb.learn._finished_loss())), **kwargs)
+    return losses[0]
+
+
+def test_of_a_batch_that_is_done_the_loss_is_the_one_for_the_record_without_its_graph():
+    loss = finished()
+    assert loss.item() == loss_of(F.mse_loss) and not loss.requires_grad
+    assert finished(Once("after_loss", lambda cb: setattr(cb.learn, "loss", cb.learn.loss_grad * 0 + 42))).item() == 42
+
+
+def test_of_a_batch_that_is_done_the_loss_stays_where_it_lies():
+    set_loss = Once("after_loss", lambda cb: setattr(cb.learn, "loss", torch.tensor(1.0, device="meta")))
+    assert finished(set_loss).device.type == "meta"
+
+
+def test_of_a_batch_that_is_done_the_loss_may_be_a_number():
+    learn = learner(loss_func=lambda pred, target: 3.0)
+    learn.one_batch(0, (X, Y))
+    assert learn._finished_loss() == 3.0

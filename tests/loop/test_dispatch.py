@@ -1,6 +1,9 @@
 """A learner's callbacks: adding, removing, and sending them events."""
 
+import gc
 import warnings
+import weakref
+from contextlib import suppress
 
 import pytest
 import torch
@@ -17,6 +20,7 @@ from learnloop import (
     Recorder,
 )
 from learnloop.loop.events import EVENTS
+from learnloop.loop.ordering import OrderingError
 from tests.toys import Heard, Once, learner, loaders, raise_at
 
 BATCH = ["before_batch", "after_pred", "after_loss", "after_batch"]  # of a validation
@@ -299,8 +303,9 @@ def test_the_list_of_callbacks_is_an_l_in_the_order_of_adding():
 @pytest.mark.parametrize("thing", [3, "Counter", print, object, None, torch.nn.Linear(1, 1)], ids=str)
 def test_what_is_no_callback_is_refused_and_nothing_added(thing):
     learn = learner()
-    with pytest.raises(TypeError, match="is no Callback; `cbs` takes instances or subclasses of Callback"):
+    with pytest.raises(TypeError, match="is no Callback; `cbs` takes instances or subclasses of Callback") as caught:
         learn.add_cbs([Counter(), thing])
+    assert str(caught.value).endswith("Derive the class from `Callback`.") == isinstance(thing, type)
     assert list(learn.cbs) == []
     assert not hasattr(learn, "counter")
 
@@ -312,6 +317,19 @@ def test_a_class_with_handlers_that_is_no_callback_is_told_to_derive():
 
     with pytest.raises(TypeError, match="Derive the class from `Callback`"):
         learner(Handler())
+
+
+def test_callbacks_whose_laws_go_in_a_circle_are_refused_and_none_is_added():
+    class First(Callback):
+        run_after = "Second"
+
+    class Second(Callback):
+        run_after = First
+
+    learn = learner(first := First())
+    with pytest.raises(OrderingError, match="in a circle"):
+        learn.add_cbs([Counter(), second := Second()])
+    assert list(learn.cbs) == [first] and second.learn is None and not hasattr(learn, "counter")
 
 
 def test_the_same_instance_twice_is_refused():
@@ -385,6 +403,12 @@ def test_callbacks_that_compare_equal_are_different_callbacks():
     assert len(learn.cbs) == 1 and learn.cbs[0] is first
 
 
+def test_a_running_event_goes_on_with_the_equal_of_one_removed_meanwhile():
+    first, second = Equal(), Equal()
+    learner([Once("before_batch", lambda cb: cb.learn.remove_cb(second)), first, second]).fit(1)
+    assert (first.batches, second.batches) == (3, 0)
+
+
 def test_a_run_that_a_callback_starts_is_heard_by_its_equal():
     class Asks(Equal):
         asks = False
@@ -418,6 +442,14 @@ def test_indexing_gives_the_callback_of_a_class_or_all_of_them():
     assert learn[Other] is other and learn[Counter] is other and learn[Heard] is heard
     with pytest.raises(KeyError, match="no Recorder among the callbacks"):
         learn[Recorder]
+
+
+def test_ordered_cbs_are_those_with_a_handler_as_they_run():
+    late, soon = (Callback(before_fit=print, cleanup_fit=print) for _ in range(2))
+    soon.order = -1
+    learn = learner([late, soon, Callback(after_fit=print)])
+    assert list(learn.ordered_cbs("before_fit")) == [soon, late]
+    assert list(learn.ordered_cbs("cleanup_fit")) == [late, soon]
 
 
 def test_ordered_cbs_of_a_name_that_is_no_event_says_so():
@@ -582,6 +614,16 @@ def test_one_that_takes_no_part_in_the_task_gets_none():
     assert heard.events == []
 
 
+def test_one_removed_in_a_nested_run_gets_those_of_the_runs_that_it_takes_part_in():
+    heard = Heard([n for n in EVENTS if n.startswith("cleanup_")])
+    heard.tasks = ("fit",)
+    asks = Once("after_train", lambda cb: cb.learn.validate())
+    leave = Once("after_pred", lambda cb: cb.learn.remove_cb(heard), training=False)
+    learner([heard, asks, leave], dls=loaders(1, 1)).fit(1)
+    assert heard.events[-4:] == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
+    assert "cleanup_validate" not in heard.events
+
+
 def test_one_removed_outside_of_runs_gets_no_cleanup():
     learn = learner(heard := Heard())
     learn.fit(1)
@@ -598,6 +640,34 @@ def test_cleanups_of_a_removal_that_fail_do_not_keep_the_callback():
     with pytest.raises(ValueError) as caught:
         learn.fit(1)
     assert caught.value is error and closed == [1] and bad.learn is None and bad not in learn.cbs
+
+
+def test_no_cycle_holds_the_frames_of_an_error_in_a_cleanup_of_a_removal():
+    class Thing:
+        pass
+
+    def fails(cb):
+        held = Thing()
+        refs.append(weakref.ref(held))
+        raise ValueError
+
+    refs, bad = [], Callback(cleanup_fit=fails)
+    learn = learner([bad, Once("after_pred", lambda cb: cb.learn.remove_cb(bad))])
+    gc.disable()
+    try:
+        with suppress(ValueError):
+            learn.fit(1)
+        assert [ref() for ref in refs] == [None]
+    finally:
+        gc.enable()
+
+
+def test_a_cleanup_may_remove_a_callback_that_equals_its_own():
+    first, second = Equal(), Equal()
+    first.cleanup_batch = lambda: learn.remove_cb(second)
+    learn = learner([first, second, leave := Once("after_pred", lambda cb: cb.learn.remove_cb(first))])
+    learn.fit(1)
+    assert list(learn.cbs) == [leave] and second.learn is None
 
 
 def test_one_that_joins_a_fit_half_way_hears_its_end():

@@ -1,5 +1,9 @@
 """Spans: before, body, cancel, after, cleanup; for each cancel at each event, and for what is raised in cleanups."""
 
+import signal
+import sys
+from contextlib import suppress
+
 import pytest
 
 from learnloop import (
@@ -12,8 +16,10 @@ from learnloop import (
     CancelStepException,
     CancelTrainException,
     CancelValidException,
+    DataLoaders,
     TrainEvalCallback,
 )
+from learnloop.loop import interrupt
 from learnloop.loop.events import BATCH_EVENTS, EVENTS
 from learnloop.loop.spans import SPANS
 from tests.toys import Heard, Once, learner, loaders, raise_at, raising, weights
@@ -488,6 +494,111 @@ def test_an_error_in_cleanup_fit_leaves_a_learner_that_works():
     assert len(heard.events) == 2
 
 
+# What is open, and what an error says of it
+
+
+def test_a_span_is_open_from_before_it_to_its_cleanup():
+    names = ["before_fit", "before_train", "after_loss", "before_step", "after_batch", "after_train", "after_fit"]
+    spans = [[], []]
+    for found, more in zip(spans, ((), ("cleanup_step", "cleanup_train", "cleanup_fit")), strict=True):
+        look = lambda cb, found=found: found.append(" ".join(map(str, cb.learn._open_spans)))  # noqa: E731
+        learner(Callback(**dict.fromkeys([*names, *more], look)), dls=loaders(1, None)).fit(1)
+    train, batch, step = "fit epoch train", "fit epoch train batch", "fit epoch train batch step"
+    assert spans[0] == ["fit", train, batch, step, batch, train, "fit"]
+    assert spans[1] == ["fit", train, batch, step, step, batch, train, train, "fit", "fit"]
+
+
+def raised_in_the_loss(error):
+    def loss(pred, target):
+        raise error
+
+    with suppress(type(error)):
+        learner(loss_func=loss).fit(1)
+    return getattr(error, "__notes__", [])
+
+
+def test_an_error_in_a_batch_that_no_handler_raised_is_noted_with_the_batch():
+    (note,) = raised_in_the_loss(ValueError())
+    assert note.startswith("raised by the model, the loss or the optimizer at epoch 0, batch 0, train\n  xb: (float32")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, CancelFitException, CancelBatchException])
+def test_what_is_no_error_is_not_noted(error):
+    assert raised_in_the_loss(error()) == []
+
+
+def test_an_error_outside_of_a_batch_is_no_models():
+    with pytest.raises(ValueError, match="yielded no batch") as caught:
+        learner(dls=DataLoaders(iter([]), device="cpu")).fit(1)
+    assert not getattr(caught.value, "__notes__", [])
+
+
+# Ctrl-C
+
+
+@pytest.mark.parametrize(
+    ("event_name", "follow"),
+    [
+        ("before_fit", []),
+        ("before_epoch", ["cleanup_epoch"]),
+        ("before_train", ["cleanup_train", "cleanup_epoch"]),
+        ("after_loss", [*BACKWARD, *STEP, *TRAIN_BATCH[-2:], "cleanup_train", "cleanup_epoch"]),
+        ("after_step", ["cleanup_step", *TRAIN_BATCH[-2:], "cleanup_train", "cleanup_epoch"]),
+        ("after_train", ["cleanup_train", "cleanup_epoch"]),
+        ("before_validate", ["cleanup_validate", "cleanup_epoch"]),
+        ("after_validate", ["cleanup_validate", *EPOCH[-2:]]),
+    ],
+)
+def test_ctrl_c_ends_the_fit_where_the_next_epoch_phase_or_batch_begins_or_the_batch_ends(event_name, follow):
+    press = Once(event_name, lambda cb: signal.raise_signal(signal.SIGINT))
+    events = heard_in_fit(press, n_epoch=2, error=KeyboardInterrupt, dls=loaders(1, 1))
+    assert events[events.index(event_name) + 1 :] == [*follow, "after_cancel_fit", *FIT_END]
+
+
+def test_a_second_ctrl_c_in_a_cleanup_is_raised_behind_all_cleanups_of_the_span():
+    done = []
+
+    def press_twice(cb):
+        for _ in range(2):
+            signal.raise_signal(signal.SIGINT)
+        done.append("first")
+
+    learn = learner([Callback(cleanup_batch=lambda cb: done.append("second")), Once("cleanup_batch", press_twice)])
+    with pytest.raises(KeyboardInterrupt, match=r"a second Ctrl-C cut the fit where it was"):
+        learn.fit(1)
+    assert done == ["first", "second"]
+
+
+def test_a_second_ctrl_c_waits_for_the_few_instructions_between_a_span_and_its_cleanup():
+    frames = []
+    learner(Once("before_fit", lambda cb: frames.append(sys._getframe()))).fit(0)
+    frame = frames[0]
+    while frame.f_code.co_name != "run_span":
+        assert not interrupt._must_wait(frame)
+        frame = frame.f_back
+    assert interrupt._must_wait(frame)
+
+
+# A block inside of the fit and epoch spans
+
+
+def test_a_with_block_lies_inside_of_the_spans_of_a_fit_and_an_epoch():
+    learn = learner(heard := Heard())
+    heard.events.clear()
+    with learn:
+        heard.events.append(" ".join(map(str, learn._open_spans)))
+    assert heard.events == ["before_fit", "before_epoch", "fit epoch", *EPOCH[-2:], *FIT_END]
+
+
+@pytest.mark.parametrize("error", [ValueError, CancelEpochException, KeyboardInterrupt])
+def test_an_error_at_the_beginning_of_a_with_block_leaves_with_the_cleanups(error):
+    learn = learner([heard := Heard(), raise_at("before_epoch", error)])
+    heard.events.clear()
+    with pytest.raises(error), learn:
+        heard.events.append("never")
+    assert heard.events == ["before_fit", "before_epoch", "cleanup_epoch", "cleanup_fit"]
+
+
 # What a cancel does to the training
 
 
@@ -543,16 +654,34 @@ def test_the_model_is_left_in_eval_mode_as_in_fastai():
 # Silent spans
 
 
-def test_a_span_that_nobody_listens_to_still_absorbs_its_cancel():
+def by_its_steps(learn):
+    """The same learner; as a step was set on it, the loop calls all of them."""
+    learn._step = learn._step
+    return learn
+
+
+both_ways = pytest.mark.parametrize("made", [lambda learn: learn, by_its_steps], ids=["written out", "by its steps"])
+
+
+@both_ways
+def test_a_span_that_nobody_listens_to_still_absorbs_its_cancel(made):
     class Optimizer:
         def step(self):
             raise CancelStepException
 
-    learn = learner(Callback(after_backward=lambda cb: None), dls=loaders(1, None))
+    learn = made(learner(Callback(after_backward=lambda cb: None), dls=loaders(1, None)))
     learn.create_opt()
     learn.opt.step = Optimizer().step
     learn.fit(1)
     assert learn.opt_iter == 0 and learn.train_iter == 1
+
+
+@both_ways
+def test_a_span_that_nobody_listens_to_does_its_work(made):
+    learn = made(learner(dls=loaders(1, None)))
+    before = weights(learn)
+    learn.fit(1)
+    assert learn.opt_iter == 1 and not weights(learn).equal(before)
 
 
 def test_a_callback_added_inside_the_body_of_a_silent_span_hears_its_end():
@@ -600,9 +729,10 @@ def test_a_callback_added_inside_a_silent_span_and_removed_there_gets_its_cleanu
     assert heard.events == ["cleanup_train", "cleanup_epoch", "cleanup_fit"]
 
 
-def test_a_callback_added_while_the_step_runs_hears_the_end_of_the_step():
+@both_ways
+def test_a_callback_added_while_the_step_runs_hears_the_end_of_the_step(made):
     heard = Heard(STEP)
-    learn = learner(dls=loaders(1, None))
+    learn = made(learner(dls=loaders(1, None)))
     learn.create_opt()
     step = learn.opt.step
 

@@ -47,7 +47,10 @@ def test_there_is_no_dl_before_the_first_fit():
 def test_before_the_first_fit_nothing_is_done():
     learn = learner()
     assert (learn.epoch, learn.n_epoch, learn.train_iter, learn.opt_iter, learn.pct_train) == (0, 1, 0, 0, 0.0)
+    assert (learn.n_step, learn.valid_every) == (None, 0)
     assert not learn.stepped and not learn.interrupted and not learn.training
+    position = learn.state_dict()["position"]
+    assert (position["stage"], position["epoch"], position["batches"]) == ("fit", 0, 0)
 
 
 def test_a_batch_by_hand_moves_no_progress():
@@ -56,6 +59,46 @@ def test_a_batch_by_hand_moves_no_progress():
     learn.training = True
     learn.one_batch(0, learn.dls.one_batch())
     assert (learn.train_iter, learn.opt_iter, learn.pct_train) == (1, 1, 0.0)
+    learn.pct_train = 0.5
+    learn.one_batch(1, learn.dls.one_batch())
+    assert learn.pct_train == 0.5
+
+
+def test_a_fit_that_counts_updates_goes_pass_after_pass_over_its_loader():
+    learn = learner(dls=loaders(2, None))
+    learn.fit(n_step=5)
+    assert (learn.opt_iter, learn.train_iter, learn.pct_train) == (5, 5, 1.0)
+
+
+def test_pct_train_begins_at_its_part_in_each_stretch_of_a_fit_that_counts_updates():
+    seen = []
+    learn = learner(Callback(before_train=lambda cb: seen.append((cb.pct_train, cb.learn.opt_iter))))
+    learn.fit(n_step=4, valid_every=2)
+    assert seen == [(0.0, 0), (0.5, 2)]
+
+
+def test_a_loader_with_more_batches_than_it_says_leads_pct_train_no_further_than_the_end_of_the_epoch():
+    class Says2(Watched):
+        def __len__(self):
+            return 2
+
+    rows = seen_at("after_batch", "pct_train", dls=DataLoaders(Says2(3), device="cpu"))
+    assert rows == [(0.25,), (0.5,), (0.5,), (0.75,), (1.0,), (1.0,)]
+
+
+def test_a_phase_without_any_batch_is_an_error():
+    with pytest.raises(ValueError, match="the training loader yielded no batch in epoch 0"):
+        learner(dls=DataLoaders(Watched(0), device="cpu")).fit(1)
+
+
+def test_a_validation_without_a_loader_is_an_error():
+    with pytest.raises(ValueError, match="there is no validation loader"):
+        learner(dls=loaders(2, None)).validate()
+
+
+def test_a_training_without_any_target_warns_that_it_trained_nothing():
+    with pytest.warns(UserWarning, match="nothing was trained: there is no loss"):
+        learner(dls=DataLoaders([torch.ones(2, 1)], device="cpu")).fit(1)
 
 
 def test_in_before_fit_the_counters_are_at_their_start():
@@ -173,8 +216,17 @@ def test_a_copy_taken_inside_of_a_fit_counts_updates_as_any_learner():
     copies = []
     take = Once("before_epoch", lambda cb: copies.append(copy.deepcopy(cb.learn)))
     learner(take).fit(1)
+    assert copies[0].task is None and not copies[0].training
     copies[0].fit(n_step=5)
     assert copies[0].opt_iter == 5
+
+
+def test_a_copy_sends_events_to_the_copies_of_the_callbacks():
+    learn = learner(heard := Heard())
+    heard.events.clear()
+    copied = copy.deepcopy(learn)
+    copied("before_fit")
+    assert (copied.heard.events, heard.events) == (["before_fit"], [])
 
 
 def test_every_fit_counts_from_the_start():
@@ -185,12 +237,20 @@ def test_every_fit_counts_from_the_start():
 
 
 @pytest.mark.parametrize(
-    ("event_name", "training", "n_iter"), [("before_train", True, 2), ("before_validate", False, 1)]
+    ("event_name", "training", "n_iter", "name"),
+    [("before_train", True, 2, "train"), ("before_validate", False, 1, "valid")],
 )
-def test_dl_n_iter_and_training_are_set_before_the_phase_begins(event_name, training, n_iter):
+def test_dl_its_name_n_iter_and_training_are_set_before_the_phase_begins(event_name, training, n_iter, name):
     dls = loaders()
-    rows = seen_at(event_name, "dl", "n_iter", "training", n_epoch=1, dls=dls)
-    assert rows == [(dls.train if training else dls.valid, n_iter, training)]
+    rows = seen_at(event_name, "dl", "dl_name", "n_iter", "training", dls=dls)
+    assert rows == [(dls.train if training else dls.valid, name, n_iter, training)] * 2
+
+
+def test_batch_is_what_the_loader_gave_until_it_is_done():
+    batch = (torch.ones(2, 1), torch.ones(2, 1))
+    dls = DataLoaders([batch], device="cpu")
+    assert seen_at("after_batch", "batch", n_epoch=1, dls=dls)[0][0] is batch
+    assert seen_at("after_train", "batch", n_epoch=1, dls=dls) == [(None,)]
 
 
 def test_of_another_loader_set_in_before_train_n_iter_is_the_length():
@@ -264,6 +324,26 @@ def test_a_loss_set_in_after_cancel_batch_is_recorded_too():
             self.learn.loss = torch.tensor(5.0)
 
     assert record_of(Sets(), dls=loaders(1, None)).raw_losses == [5.0]
+
+
+def test_a_loss_that_a_callback_sets_to_a_number_is_recorded():
+    sets = Callback(after_loss=lambda cb: setattr(cb.learn, "loss", 5.0))
+    assert record_of(sets, dls=loaders(2, None)).raw_losses == [5.0, 5.0]
+
+
+def test_beside_large_predictions_few_losses_are_kept_one_by_one():
+    numbers = []
+    look = Callback(after_batch=lambda cb: numbers.append(len(cb.learn._kept.losses)))
+    model = nn.Linear(1, 65536)  # for two samples half a MiB of predictions
+    learner(look, loaders(5, None), model, lambda pred, target: pred.mean()).fit(1)
+    assert numbers == [1, 0, 1, 0, 1]
+
+
+def test_before_there_is_an_optimizer_the_rate_that_is_recorded_is_0():
+    learn = learner(Callback(after_loss=raising(CancelBatchException)))
+    learn.training = True
+    learn.one_batch(0, learn.dls.one_batch())
+    assert learn._kept.rates == [0.0]
 
 
 def test_no_graph_is_kept_in_the_record():
@@ -459,6 +539,7 @@ def test_after_any_end_of_a_fit_no_batch_prediction_or_graph_is_alive_and_no_cyc
     assert alive == 0
     assert (learn.dl, learn.batch, learn.xb, learn.yb, learn.pred) == (None, None, (None,), (None,), None)
     assert learn.x is None and learn.y is None and learn.loss is None
+    assert learn._validation_start is None and learn._pass_random is None  # states taken on the way
 
 
 @pytest.mark.parametrize("end", [end for end, (_, error) in ENDS.items() if error is not None])
@@ -523,6 +604,39 @@ def test_a_generator_is_closed_when_its_phase_ends_not_when_the_fit_ends():
     assert seen == [1, 0]
 
 
+def test_an_optimizer_that_is_replaced_after_a_fit_is_let_go():
+    learn = learner()
+    learn.fit(1)
+    former = weakref.ref(learn.opt)
+    learn.create_opt()
+    gc.collect()
+    assert former() is None
+
+
+class Endless:
+    """A pass that knows whether it was closed, over a loader that keeps it."""
+
+    is_closed = False
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return torch.ones(2, 1), torch.ones(2, 1)
+
+    def close(self):
+        self.is_closed = True
+
+
+def test_after_a_fit_that_counts_updates_its_pass_is_closed_and_the_next_fit_begins_one():
+    learn = learner(dls=DataLoaders(train := Endless(), device="cpu"))
+    learn.fit(n_step=3)
+    assert train.is_closed
+    learn.dls = loaders(2, None)
+    learn.fit(1)
+    assert learn.train_iter == 2
+
+
 def test_during_the_fit_the_batch_before_is_let_go():
     refs, counts = Refs(), []
     look = Callback(before_batch=lambda cb: counts.append(refs.alive()))
@@ -557,6 +671,20 @@ def test_after_an_error_at_any_event_the_learner_is_usable(event_name):
     assert (learn.train_iter, learn.pct_train) == (2, 1.0)
 
 
+def test_a_callback_whose_state_cannot_be_stored_ends_a_fit_before_its_first_epoch():
+    class Keeps(Callback):
+        _stateattrs = ("kept",)
+
+        def before_fit(self):
+            self.kept = print
+
+    learn = learner([heard := Heard(), Keeps()])
+    heard.events.clear()
+    with pytest.raises(TypeError, match=r"`Keeps\.kept`"):
+        learn.fit(1)
+    assert heard.events == ["before_fit", "cleanup_fit"]
+
+
 def test_fit_inside_fit_raises_and_leaves_the_outer_one_to_go_on():
     errors = []
 
@@ -576,21 +704,34 @@ def test_fit_inside_fit_raises_and_leaves_the_outer_one_to_go_on():
 STEPS = ["_forward", "_predict", "_compute_loss", "_do_grad_opt", "_backward", "_step"]
 
 
-@pytest.mark.parametrize("step", STEPS)
-def test_a_step_that_a_subclass_replaces_is_run(step):
+@pytest.mark.parametrize("steps", [*([step] for step in STEPS), STEPS], ids=lambda steps: " ".join(steps))
+def test_steps_that_a_subclass_replaces_are_run(steps):
     class Mine(Learner):
         pass
 
-    calls, learn = [], learner()
+    def replaced(step):
+        def mine(self):
+            calls.append(step)
+            getattr(super(Mine, self), step)()
 
-    def mine(self):
-        calls.append(step)
-        getattr(super(Mine, self), step)()
+        return mine
 
-    setattr(Mine, step, mine)
-    learn.__class__ = Mine
+    for step in steps:
+        setattr(Mine, step, replaced(step))
+    calls, learn = [], learner(cls=Mine)
     learn.fit(1)
-    assert calls == [step] * (3 if step in ("_forward", "_predict", "_compute_loss") else 2)
+    counts = {"_forward": 3, "_predict": 3, "_compute_loss": 3, "_do_grad_opt": 2, "_backward": 2, "_step": 2}
+    assert {step: calls.count(step) for step in steps} == {step: counts[step] for step in steps}
+
+
+def test_a_step_that_a_subclass_replaces_is_run_in_a_batch_by_hand_too():
+    class Mine(Learner):
+        def _predict(self):
+            self.pred = self.x * 0
+
+    learn = learner(cls=Mine)
+    learn.one_batch(0, learn.dls.one_batch())
+    assert learn.pred.tolist() == [[0.0], [0.0]]
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -676,3 +817,64 @@ def test_who_comes_in_the_backward_pass_hears_its_end_and_the_step(replaced):
         learn._step = lambda: stock()
     learn.fit(1)
     assert learn.late.heard == ["after_backward", "before_step"] * 2
+
+
+# Places from which a fit can go on
+
+
+def test_the_last_such_place_is_the_beginning_of_the_epoch_of_its_training_or_of_its_validation():
+    def look(cb, event_name):
+        position = cb.learn._position()
+        found.append((event_name, position["stage"], position["epoch"]))
+
+    names = ["before_epoch", "before_train", "after_train", "before_validate", "after_epoch", "after_fit"]
+    cbs = [Callback(**{name: lambda cb, name=name: look(cb, name)}) for name in names]
+    found = []
+    learner(cbs, dls=loaders(1, 1)).fit(2)
+    assert found == [
+        *(("before_epoch", "fit", 0), ("before_train", "epoch", 0), ("after_train", "train", 0)),
+        *(("before_validate", "validate", 0), ("after_epoch", "validate", 0)),
+        *(("before_epoch", "fit", 1), ("before_train", "epoch", 1), ("after_train", "train", 1)),
+        *(("before_validate", "validate", 1), ("after_epoch", "validate", 1), ("after_fit", "fit", 2)),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("event_name", "start_epoch", "places"),
+    [
+        ("before_fit", 0, [("fit", 0, 0)]),
+        ("before_fit", 1, [("fit", 1, 0)]),
+        ("after_loss", 0, [("train", 0, 1), ("train", 0, 2), ("fit", 1, 0)]),  # which validates too
+        ("after_epoch", 0, [("fit", 1, 0), ("fit", 2, 0)]),
+    ],
+)
+def test_what_waits_for_such_a_place_is_called_before_the_next_epoch_or_training_batch(event_name, start_epoch, places):
+    def wait(cb):
+        learn = cb.learn
+        learn.at_boundary(lambda: found.append(tuple(learn._position()[n] for n in ("stage", "epoch", "batches"))))
+
+    found = []
+    learner(Callback(**{event_name: wait})).fit(2, start_epoch=start_epoch)
+    assert found[: len(places)] == places and len(found) == (6 if event_name == "after_loss" else len(places))
+
+
+def test_what_waited_in_a_fit_that_an_error_ended_is_not_called_in_the_next_one():
+    def wait(cb):
+        cb.learn.at_boundary(lambda: found.append("called"))
+        raise ValueError
+
+    found, learn = [], learner(Once("after_loss", wait))
+    with pytest.raises(ValueError):
+        learn.fit(1)
+    learn.fit(1)
+    assert found == []
+
+
+def test_in_a_fit_that_counts_updates_the_place_is_the_pass_over_the_loader_and_the_batches_taken_from_it():
+    def wait(cb):
+        learn = cb.learn
+        learn.at_boundary(lambda: found.append((learn._position()["pass"], learn._position()["taken"])))
+
+    found = []
+    learner(Callback(after_loss=wait), dls=loaders(2, None)).fit(n_step=3)
+    assert found == [(0, 1), (0, 2), (1, 1)]
