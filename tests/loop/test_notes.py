@@ -2,10 +2,20 @@
 
 import pytest
 
+from torch.utils.data import DataLoader, Dataset
+
+from learnloop import DataLoaders
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelFitException
 from learnloop.loop.notes import add_note, first_of
-from tests.toys import learner, raising
+from tests.toys import learner, raise_at, raising, tensor_loader
+
+
+def notes_of(kind, *cbs, dls=None):
+    """The notes on the error that ends a fit."""
+    with pytest.raises(kind) as caught:
+        learner(cbs, dls).fit(1)
+    return caught.value.__notes__
 
 
 def test_after_a_run_a_note_has_no_place():
@@ -69,3 +79,76 @@ def test_of_an_error_in_a_validation_inside_of_training_the_inner_place_is_told(
     with pytest.raises(ValueError) as caught:
         learn.fit(1)
     assert caught.value.__notes__[0] == "raised by Callback.before_validate at epoch 0, validate"
+
+
+@pytest.mark.parametrize(("bs", "numbers"), [(8, "0, 1, 2, 3, 4, 5, 6, 7"), (9, "0, 1, 2, 3, 4, 5, 6, 7, … (9)")])
+def test_of_the_samples_in_a_batch_the_first_eight_are_told(bs, numbers):
+    dls = DataLoaders(tensor_loader(1, bs), device="cpu")
+    assert notes_of(ValueError, raise_at("after_pred", ValueError("x")), dls=dls) == [
+        "raised by Once.after_pred at epoch 0, batch 0, train\n"
+        f"  xb: (float32[{bs}, 1] cpu)\n"
+        f"  yb: (float32[{bs}, 1] cpu)\n"
+        f"  pred: float32[{bs}, 1] cpu\n"
+        f"  samples: {numbers}"
+    ]
+
+
+class Points(Dataset):
+    """Points of a line, of which one cannot be read."""
+
+    def __init__(self, unreadable):
+        self.points, self.unreadable = next(iter(tensor_loader(1, 6))), unreadable
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        if i == self.unreadable:
+            raise LookupError(f"no point {i}")
+        return self.points[0][i], self.points[1][i]
+
+
+@pytest.mark.parametrize(
+    ("unreadable", "number", "samples"), [(1, 0, "0, 1"), (2, 1, "2, 3"), (5, 2, "4, 5")], ids=["first", "next", "last"]
+)
+def test_of_a_batch_that_cannot_be_read_number_and_samples_are_told(unreadable, number, samples):
+    assert notes_of(LookupError, dls=DataLoaders(DataLoader(Points(unreadable), 2), device="cpu")) == [
+        f"raised by the training loader, on its way to the next batch, number {number} of epoch 0, train\n"
+        f"  waiting for samples: {samples}"
+    ]
+
+
+class Breaks:
+    """A loader that fails on its way to the first batch."""
+
+    def __init__(self, error, **settings):
+        self.error = error
+        vars(self).update(settings)
+
+    def __iter__(self):
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "settings", "is_told"),
+    [
+        (ConnectionResetError("by peer"), {"num_workers": 2}, True),
+        (EOFError("Ran out of input"), {"num_workers": 2}, True),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), {"num_workers": 2}, False),
+        (ValueError("mine"), {"num_workers": 2}, False),
+        (EOFError("no bytes"), {"num_workers": 0}, False),
+        (EOFError("no bytes"), {}, False),
+    ],
+    ids=str,
+)
+def test_where_the_line_to_a_worker_breaks_it_is_told_that_the_worker_died(error, settings, is_told):
+    notes = notes_of(type(error), dls=DataLoaders(Breaks(error, **settings), device="cpu"))
+    last = "\n  a data worker died while it handed over a batch" if is_told else ""
+    assert notes == [f"raised by the training loader, on its way to the next batch, number 0 of epoch 0, train{last}"]
+
+
+def test_a_dead_worker_that_torch_reports_in_the_middle_of_a_batch_is_not_blamed_on_who_runs():
+    died = RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    assert notes_of(RuntimeError, raise_at("after_pred", died)) == [
+        "raised by a data worker that died, noticed at epoch 0, batch 0, train"
+    ]
