@@ -1,6 +1,7 @@
 """Runs from outside, runs inside runs, the end of a run, and what randomness they may use."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from learnloop import (
     TrainEvalCallback,
 )
 from learnloop.loop.events import EVENTS
+from learnloop.loop.runs import run_undone
 from tests.toys import Heard, Once, learner, loaders, raise_at, raising, tensor_loader, weights
 
 FIT_EVENTS = [e for e in EVENTS if not e.startswith("after_cancel_") and e != "after_create"]
@@ -423,6 +425,17 @@ def test_one_removed_inside_a_nested_run_that_it_started_gets_the_cleanups_of_th
     assert heard == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
 
 
+def test_after_a_fit_with_a_nested_run_one_that_is_removed_in_a_validation_gets_its_cleanups():
+    class InValidationsOnly(Heard):
+        tasks = ("validate",)
+
+    heard = InValidationsOnly()
+    learn = learner([heard, nested_at("after_loss")])
+    learn.fit(1)
+    learn.validate(cbs=Once("before_batch", lambda cb: cb.learn.remove_cb(heard)))
+    assert heard.events[-4:] == ["cleanup_batch", "cleanup_validate", "cleanup_epoch", "cleanup_fit"]
+
+
 def test_callbacks_of_a_nested_run_leave_with_it():
     goes = Heard()
     learn, _ = with_log(nested_at("after_train", lambda cb: cb.learn.validate(cbs=goes)))
@@ -614,7 +627,7 @@ def test_gradients_are_as_enabled_after_a_run_as_before_it():
 
     with torch.enable_grad():
         with pytest.raises(OSError):
-            learner(Callback(before_validate=fails)).fit(1)
+            learner(Callback(after_loss=fails)).fit(1)
         assert torch.is_grad_enabled()
 
 
@@ -627,3 +640,51 @@ def test_one_that_took_no_part_in_a_run_hears_what_is_sent_by_hand_after_it(sett
     learn.fit(1, cbs=extra)
     learn("before_batch")
     assert heard.events == ["before_batch"]
+
+
+# Runs that are undone
+
+
+class Alike(Callback):
+    """One that equals every other of its class."""
+
+    def __eq__(self, other):
+        return type(other) is Alike
+
+    __hash__ = Callback.__hash__
+
+
+def test_an_undone_run_ends_with_the_very_callbacks_with_which_it_began():
+    leaves, stays, joins = Alike(), Alike(), Alike()
+    learn = learner([leaves, stays])
+    learn.create_opt()
+
+    def swap():
+        learn.remove_cb(leaves)
+        learn.add_cb(joins)
+
+    run_undone(learn, "fit", None, swap)
+    assert [id(cb) for cb in learn.cbs] == [id(leaves), id(stays)]
+    assert leaves.learn is learn and joins.learn is None
+
+
+def test_an_undone_run_puts_parts_back_before_their_values():
+    learn = learner()
+    learn.create_opt()
+    weight, value = learn.model.weight, learn.model.weight.tolist()
+
+    def body():
+        weight.data.add_(1)
+        learn.model.weight = nn.Parameter(torch.zeros(1, 1))
+
+    run_undone(learn, "fit", None, body, lambda: setattr(learn.model, "weight", weight))
+    assert learn.model.weight is weight and weight.tolist() == value
+
+
+def test_ctrl_c_while_a_run_is_undone_is_raised_when_it_is():
+    learn = learner()
+    learn.create_opt()
+    weight, value = learn.model.weight, learn.model.weight.tolist()
+    with pytest.raises(KeyboardInterrupt):
+        run_undone(learn, "fit", None, lambda: weight.data.add_(1), lambda: signal.raise_signal(signal.SIGINT))
+    assert weight.tolist() == value
