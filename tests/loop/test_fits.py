@@ -22,7 +22,8 @@ from learnloop import (
     accuracy,
 )
 from learnloop.data.keyed import random_states
-from learnloop.loop.fits import FitCall, run_dry
+from learnloop.loop.fits import FitCall, run_dry, run_fit, run_trial
+from tests.toys import Heard, raise_at, weights
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
@@ -292,10 +293,11 @@ def test_a_foreign_loader_with_workers_of_its_own_is_gone_on_with_exactly(stop):
     assert outcome(case.run(stop)) == outcome(case.run())
 
 
-def test_a_fit_of_no_epochs_stays_at_epoch_0():
+@pytest.mark.parametrize(("n_epoch", "start_epoch"), [(0, 0), (0, 1), (1, 1), (1, 3)])
+def test_a_fit_without_an_epoch_to_train_stays_at_epoch_0(n_epoch, start_epoch):
     learn = Case().learner()
-    learn.fit(0)
-    assert (learn.epoch, learn.n_epoch) == (0, 0)
+    learn.fit(n_epoch, start_epoch=start_epoch)
+    assert (learn.epoch, learn.n_epoch, learn.train_iter) == (0, n_epoch, 0)
 
 
 def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
@@ -309,8 +311,58 @@ def test_a_second_fit_begins_at_the_beginning():
     learn = Case().learner()
     learn.fit(1)
     seen = []
-    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append((cb.pct_train, cb.training, cb.iter, cb.train_iter))))
-    assert seen == [(0.0, False, None, 0)]
+    names = ("pct_train", "training", "iter", "train_iter", "opt_iter", "loss")
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append([getattr(cb, name) for name in names])))
+    assert seen == [[0.0, False, None, 0, 0, 0.0]]
+
+
+def test_a_learner_knows_whether_its_last_fit_has_come_to_its_end():
+    learn, seen = Case().learner(30), []
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2)
+    assert not learn._is_done
+    learn.resume()
+    assert learn._is_done
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append(cb.learn._is_done)))
+    assert seen == [False] and learn._is_done
+    with pytest.raises(ValueError, match="mine"):
+        learn.fit(1, cbs=raise_at("before_epoch", ValueError("mine")))
+    assert not learn._is_done
+
+
+def test_a_trial_trains_with_its_rate_and_is_undone_after_what_comes_then():
+    learn, sizes, seen = Case().learner(), [], []
+    before = weights(learn)
+    heard = Heard(["before_epoch", "before_train", "before_validate"])
+    batches = Callback(after_batch=lambda cb: sizes.append(len(cb.x)))
+    call = FitCall(None, lr=0.5, n_step=6, cbs=[heard, batches]).checked(learn)
+    then = lambda: seen.append((learn.epoch, learn.opt_iter, weights(learn).equal(before)))  # noqa: E731
+    kept = run_trial(learn, "lr_find", call, then=then)
+    assert heard.events == ["before_epoch", "before_train"] and seen == [(0, 6, False)]
+    assert sizes == [6, 6, 6, 2, 6, 6] and kept.rates == [0.5] * 6 and len(kept) == 6
+    assert weights(learn).equal(before) and learn.opt_iter == 0
+
+
+def test_a_trial_may_train_on_another_loader():
+    learn, sizes = Case().learner(), []
+    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: sizes.append(len(cb.x))))
+    run_trial(learn, "lr_find", call.checked(learn), TensorLoader(X, Y, bs=15))
+    assert sizes == [15, 5, 15]
+
+
+def test_a_trial_steps_with_the_optimizer_that_is_there():
+    learn, seen = Case().learner(), []
+    learn.create_opt()
+    opt, call = learn.opt, FitCall(None, n_step=1, cbs=Callback(before_step=lambda cb: seen.append(cb.opt)))
+    run_trial(learn, "lr_find", call)
+    assert len(seen) == 1 and seen[0] is learn.opt is opt
+
+
+def test_a_trial_of_a_learner_without_an_optimizer_leaves_a_fresh_one():
+    learn, fresh = Case().learner(), Case().learner()
+    fresh.create_opt()
+    run_trial(learn, "lr_find", FitCall(None, lr=0.5, n_step=2).checked(learn))
+    assert repr(learn.opt.state_dict()) == repr(fresh.opt.state_dict())
 
 
 def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
@@ -347,6 +399,29 @@ def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_ep
     call = FitCall(n_epoch, start_epoch=start_epoch, cbs=cb)
     run_dry(learn, call.checked(learn), n_batch=1, reassemble=lambda: None)
     assert seen == epochs and begun == [min(start_epoch, n_epoch - 1)]
+
+
+def test_a_dry_run_sees_the_rates_of_its_call():
+    learn, seen = Case().learner(), []
+    learn.create_opt()
+    cb = Callback(before_batch=lambda cb: seen.append(cb.opt.hypers[-1]["lr"]))
+    run_dry(learn, FitCall(1, lr=0.5, cbs=cb).checked(learn), n_batch=2, reassemble=lambda: None)
+    assert seen == [0.5] * 4
+    assert learn.opt.hypers[-1]["lr"] != 0.5
+
+
+def test_a_dry_run_refuses_a_state_that_no_fit_could_keep():
+    class Unkept(Callback):
+        _stateattrs = ("kept",)
+
+        def before_fit(self):
+            self.kept = {1, 2}
+
+    learn, heard = Case().learner(), Heard(["before_epoch"])
+    learn.create_opt()
+    with pytest.raises(TypeError, match="`Unkept.kept` is a set"):
+        run_dry(learn, FitCall(1, cbs=[heard, Unkept()]).checked(learn), n_batch=1, reassemble=lambda: None)
+    assert heard.events == []
 
 
 def test_ctrl_c_while_a_keyed_loader_reads_stops_before_that_batch_whatever_loader_validates():
@@ -455,6 +530,14 @@ def test_another_learner_goes_on_from_the_state_of_a_stop(name):
         other.load_state_dict(state)
         other.resume()
         assert outcome(other) == whole, f"stopped at event {stop}"
+
+
+def test_a_call_that_repeats_one_of_another_process_must_be_the_same():
+    state, other = stopped_at(Case(), 50).state_dict(), Case().learner()
+    with pytest.raises(ValueError, match="another fit: `n_epoch=2` then and `n_epoch=3` now"):
+        run_fit(other, FitCall(3, repeats=True).checked(other), state)
+    run_fit(other, FitCall(2, repeats=True).checked(other), state)
+    assert other.train_iter == 2 * 4
 
 
 def test_a_state_that_was_loaded_is_given_on_as_it_is():

@@ -395,19 +395,6 @@ def test_the_learner_can_be_used_after_it(times):
     assert (learn.task, learn.xb, learn.train_iter) == (None, (None,), 2)
 
 
-def test_the_second_ctrl_c_does_not_cut_the_end_of_a_run():
-    class Guest(Callback):
-        @property
-        def name(self):
-            if self.learn is None:  # it is asked before it joins and after it has left
-                press()
-            return "guest"
-
-    learn = learner()
-    stopped(learn, 1, cbs=Guest())
-    assert not hasattr(learn, "guest")
-
-
 @pytest.mark.parametrize(("moment", "closes_at"), [("taken", "cleanup_fit"), ("given back", "after_fit")])
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_second_ctrl_c_waits_while_a_signal_is_taken_over_or_given_back(number, moment, closes_at, monkeypatch):

@@ -631,6 +631,20 @@ def test_gradients_are_as_enabled_after_a_run_as_before_it():
         assert torch.is_grad_enabled()
 
 
+def test_a_second_ctrl_c_does_not_cut_the_end_of_a_run():
+    class Guest(Callback):
+        @property
+        def name(self):
+            if self.learn is None:  # it is asked before it joins and after it has left
+                signal.raise_signal(signal.SIGINT)
+            return "guest"
+
+    learn = learner()
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, cbs=Guest())
+    assert learn.task is None and not hasattr(learn, "guest")
+
+
 @pytest.mark.parametrize("extra", [None, Callback()], ids=["alone", "with one that came for the run"])
 @pytest.mark.parametrize("setting", [{"run": False}, {"tasks": ("validate",)}], ids=str)
 def test_one_that_took_no_part_in_a_run_hears_what_is_sent_by_hand_after_it(setting, extra):
