@@ -307,6 +307,15 @@ def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
     assert (learn.n_step, learn.valid_every) == (None, 0)
 
 
+def test_a_fit_of_updates_reads_what_a_fit_of_epochs_reads():
+    def batches(**call):
+        learn, seen = Case().learner(), []
+        learn.fit(**call, cbs=Callback(after_batch=lambda cb: seen.append(cb.x.tolist()) if cb.training else None))
+        return seen
+
+    assert batches(n_step=8) == batches(n_epoch=2)
+
+
 def test_a_second_fit_begins_at_the_beginning():
     learn = Case().learner()
     learn.fit(1)
@@ -386,19 +395,23 @@ def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
 
 
 def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
-    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10))).learner(), []
-    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: seen.append(cb.pct_train)))
-    run_dry(learn, call.checked(learn), n_batch=5, reassemble=lambda: None)
-    assert seen == [1 / 3, 2 / 3, 1.0] and learn.opt_iter == 0
+    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10), TensorLoader(X, Y, bs=20))).learner(), []
+    cb = Callback(after_batch=lambda cb: seen.append((cb.training, len(cb.x), cb.pct_train)))
+    run_dry(learn, FitCall(None, n_step=3, cbs=cb).checked(learn), n_batch=5, reassemble=lambda: None)
+    assert seen == [(True, 10, 1 / 3), (True, 10, 2 / 3), (True, 10, 1.0), (False, 20, 1.0)]
+    assert learn.opt_iter == 0
 
 
-@pytest.mark.parametrize(("n_epoch", "start_epoch", "epochs"), [(5, 1, [1, 4]), (1, 0, [0]), (2, 2, []), (2, 4, [])])
-def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, epochs):
+@pytest.mark.parametrize(
+    ("n_epoch", "start_epoch", "first", "epochs"),
+    [(5, 1, 1, [1, 4]), (1, 0, 0, [0]), (2, 2, 1, []), (2, 4, 1, []), (1, 1, 0, []), (0, 0, 0, [])],
+)
+def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, first, epochs):
     learn, begun, seen = Case().learner(), [], []
     cb = Callback(before_fit=lambda cb: begun.append(cb.epoch), before_epoch=lambda cb: seen.append(cb.epoch))
     call = FitCall(n_epoch, start_epoch=start_epoch, cbs=cb)
     run_dry(learn, call.checked(learn), n_batch=1, reassemble=lambda: None)
-    assert seen == epochs and begun == [min(start_epoch, n_epoch - 1)]
+    assert seen == epochs and begun == [first]
 
 
 def test_a_dry_run_sees_the_rates_of_its_call():

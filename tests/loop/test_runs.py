@@ -364,6 +364,17 @@ def test_a_run_nested_in_a_nested_run_is_heard_by_neither_of_its_starters():
     assert heard_by == {"outer": 1 + 5 + 1, "inner": 1 + 1 + 1}
 
 
+def test_a_run_knows_how_deep_it_is_nested():
+    depths = []
+
+    def notes(event_name, then=None):
+        return Once(event_name, lambda cb: (depths.append(cb.learn._depth), then and cb.learn.validate(cbs=then)))
+
+    innermost = notes("after_batch")
+    learner([notes("after_train", notes("before_validate", innermost)), notes("after_fit")]).fit(1)
+    assert depths == [0, 1, 2, 0]
+
+
 def test_after_a_nested_run_its_starter_hears_again_also_after_an_error():
     def nest(cb):
         with pytest.raises(ValueError):
