@@ -4,6 +4,7 @@ import io
 import random
 import signal
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -279,6 +280,26 @@ def test_ctrl_c_while_a_foreign_loader_reads_is_gone_on_from_exactly(loader, at_
     assert resumed_where_it_stopped(DataLoaders(PressingStream(loader(), at_read))) == whole
 
 
+def test_ctrl_c_in_a_validation_stops_after_that_batch_whatever_its_number_is():
+    class First(Foreign):
+        def __init__(self, n):
+            self.n = n
+
+        def __iter__(self):
+            return islice(super().__iter__(), self.n)
+
+    def press(cb):
+        if not cb.training:
+            seen.append(cb.iter)
+            if cb.iter == 1:  # as many batches as were trained
+                signal.raise_signal(signal.SIGINT)
+
+    learn, seen = Case(lambda: DataLoaders(First(1), First(2))).learner(), []
+    with pytest.raises(KeyboardInterrupt, match="in the validation of epoch 0"):
+        learn.fit(1, cbs=Callback(after_pred=press))
+    assert seen == [0, 1]
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_data_workers_change_nothing_and_are_gone_on_with_exactly(persistent):
     case = Case(partial(torch_loaders, num_workers=2, persistent_workers=persistent))
@@ -385,6 +406,16 @@ def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
     assert heard == ["after_validate", "after_epoch", "acted"] * 2
 
 
+def test_what_is_asked_for_before_a_training_phase_waits_for_its_first_batch():
+    heard = []
+    asks = Callback(
+        before_train=lambda cb: cb.learn.at_boundary(lambda: heard.append("acted")),
+        after_batch=lambda cb: heard.append("after_batch") if cb.training and cb.iter < 2 else None,
+    )
+    Case(cbs=lambda: [asks], fit=lambda learn: learn.fit(1)).run()
+    assert heard == ["after_batch", "acted", "after_batch"]
+
+
 def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
     learn = Case().learner()
     learn.create_opt()
@@ -392,6 +423,24 @@ def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
     assert before == {"stage": "fit", "epoch": 0, "batches": 0, "pass": 0, "taken": 0, "loader": None}
     learn.fit(1)
     assert learn.state_dict()["position"] == {**before, "epoch": 1}
+
+
+def test_in_a_training_phase_a_state_tells_the_place_of_a_loader_that_knows_it():
+    class Knows(Foreign):
+        def __iter__(self):
+            for self.n, batch in enumerate(super().__iter__(), 1):  # noqa: B020
+                yield batch
+
+        def state_dict(self):
+            return {"n": self.n}
+
+        def load_state_dict(self, state):
+            raise AssertionError("nothing is resumed here")
+
+    learn, seen = Case(lambda: DataLoaders(Knows(), Knows())).learner(), []
+    cb = Callback(after_batch=lambda cb: seen.append(cb.learn.state_dict()["position"]["loader"]))
+    learn.fit(1, cbs=cb)
+    assert seen == [{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}, None, None, None, None]
 
 
 def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
