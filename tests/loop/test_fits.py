@@ -428,7 +428,7 @@ def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
 def test_in_a_training_phase_a_state_tells_the_place_of_a_loader_that_knows_it():
     class Knows(Foreign):
         def __iter__(self):
-            for self.n, batch in enumerate(super().__iter__(), 1):  # noqa: B020
+            for self.n, batch in enumerate(super().__iter__(), 1):
                 yield batch
 
         def state_dict(self):
@@ -481,7 +481,7 @@ def test_a_dry_run_refuses_a_state_that_no_fit_could_keep():
 
     learn, heard = Case().learner(), Heard(["before_epoch"])
     learn.create_opt()
-    with pytest.raises(TypeError, match="`Unkept.kept` is a set"):
+    with pytest.raises(TypeError, match=r"`Unkept\.kept` is a set"):
         run_dry(learn, FitCall(1, cbs=[heard, Unkept()]).checked(learn), n_batch=1, reassemble=lambda: None)
     assert heard.events == []
 

@@ -1,13 +1,12 @@
 """What an error says besides itself: tests/loop/test_dispatch.py and test_spans.py see it in the loop."""
 
 import pytest
-
 from torch.utils.data import DataLoader, Dataset
 
 from learnloop import DataLoaders
 from learnloop.loop.callback import Callback
 from learnloop.loop.cancel import CancelFitException
-from learnloop.loop.notes import add_note, first_of
+from learnloop.loop.notes import add_note, first_of, in_cleanup
 from tests.toys import learner, raise_at, raising, tensor_loader
 
 
@@ -49,6 +48,23 @@ def test_a_cancel_in_a_cleanup_of_a_callback_that_is_removed_is_an_error_and_the
         learn.fit(1)
     assert any("ValueError: lost?" in note for note in caught.value.__notes__)
     assert bad.learn is None
+
+
+def test_a_cancel_in_a_cleanup_becomes_an_error_that_names_the_event_for_it():
+    learn, cancel = learner(), CancelFitException("mine")
+    error = in_cleanup(cancel, learn, "Clip.cleanup_batch")
+    assert type(error) is RuntimeError and error.__cause__ is cancel
+    assert str(error) == (
+        "CancelFitException was raised in `Clip.cleanup_batch`: a cleanup cannot cancel. Use `after_batch`."
+    )
+    assert error.__notes__ == ["raised by Clip.cleanup_batch"]
+
+
+def test_an_error_in_a_cleanup_gets_a_note_and_an_interrupt_none():
+    learn, error, interrupt = learner(), ValueError("x"), KeyboardInterrupt()
+    assert in_cleanup(error, learn, "Clip.cleanup_batch") is error
+    assert in_cleanup(interrupt, learn, "Clip.cleanup_batch") is interrupt
+    assert error.__notes__ == ["raised by Clip.cleanup_batch"] and not hasattr(interrupt, "__notes__")
 
 
 @pytest.mark.parametrize(
@@ -139,7 +155,7 @@ class Breaks:
         (EOFError("no bytes"), {"num_workers": 0}, False),
         (EOFError("no bytes"), {}, False),
     ],
-    ids=str,
+    ids=["reset", "cut short", "the worker's own", "an error", "no worker", "no torch loader"],
 )
 def test_where_the_line_to_a_worker_breaks_it_is_told_that_the_worker_died(error, settings, is_told):
     notes = notes_of(type(error), dls=DataLoaders(Breaks(error, **settings), device="cpu"))
@@ -152,3 +168,27 @@ def test_a_dead_worker_that_torch_reports_in_the_middle_of_a_batch_is_not_blamed
     assert notes_of(RuntimeError, raise_at("after_pred", died)) == [
         "raised by a data worker that died, noticed at epoch 0, batch 0, train"
     ]
+
+
+def test_a_loader_that_cannot_say_its_samples_does_not_replace_the_error():
+    class Broken:
+        def __iter__(self):
+            return iter(tensor_loader(2))
+
+        def keyed_indices(self, key):
+            raise OSError("nobody knows")
+
+    assert notes_of(ValueError, raise_at("after_pred", ValueError("x")), dls=DataLoaders(Broken(), device="cpu")) == [
+        "raised by Once.after_pred at epoch 0, batch 0, train\n"
+        "  xb: (float32[2, 1] cpu)\n"
+        "  yb: (float32[2, 1] cpu)\n"
+        "  pred: float32[2, 1] cpu"
+    ]
+
+
+@pytest.mark.parametrize(("name", "told"), [("valid", ""), ("noisy", " of `noisy`")])
+def test_of_a_validation_with_a_name_of_its_own_the_name_is_told(name, told):
+    learn = learner(dls=DataLoaders(tensor_loader(2), {name: tensor_loader(1)}, device="cpu"))
+    with pytest.raises(ValueError) as caught:
+        learn.fit(1, cbs=Callback(before_validate=raising(ValueError("x"))))
+    assert caught.value.__notes__ == [f"raised by Callback.before_validate at epoch 0, validate{told}"]
