@@ -409,6 +409,10 @@ def test_called_by_hand_its_error_is_the_handlers_own():
 # Tasks
 
 
+def test_by_default_it_is_taken_for_one_that_changes_the_training_and_nothing_outside():
+    assert (Callback.reads_only, Callback.acts_outside) == (False, False)
+
+
 def test_by_default_it_takes_part_in_every_task():
     assert Callback.tasks == TASKS == ("fit", "lr_find", "validate", "predict")
 

@@ -367,6 +367,19 @@ def test_the_second_ctrl_c_waits_for_a_marked_functions_own_instructions_and_for
     assert bool(heard) == goes_on
 
 
+def test_a_button_that_acts_at_once_raises_the_first_ctrl_c_where_it_may_and_else_at_its_end():
+    learn, done = learner(), []
+    with StopButton(learn, at_once=True):
+        done.append("nothing pressed")
+    with pytest.raises(KeyboardInterrupt), StopButton(learn, at_once=True):
+        press()
+        done.append("never")
+    with pytest.raises(KeyboardInterrupt), StopButton(learn, at_once=True):
+        press_unasked()
+        done.append("waited")
+    assert done == ["nothing pressed", "waited"] and not learn.interrupted
+
+
 def test_a_cleanup_that_runs_because_of_the_second_ctrl_c_is_not_cut_by_a_third():
     done = []
 

@@ -91,6 +91,10 @@ def test_a_cancel_of_the_training_is_not_in_scope_in_a_validate():
     learn, heard = with_log(raise_at("after_pred", CancelTrainException))
     with pytest.raises(CancelTrainException, match="where no train span is running"):
         learn.validate()
+    with pytest.raises(CancelTrainException, match="mine") as caught:
+        learn.validate(cbs=raise_at("after_pred", CancelTrainException("mine")))
+    assert caught.value.args == ("mine",)
+    assert "where no train span is running" in caught.value.__notes__[0]
     assert heard.events[-4:] == ["cleanup_batch", "cleanup_validate", "cleanup_epoch", "cleanup_fit"]
 
 
@@ -121,6 +125,15 @@ def test_the_task_is_named_during_a_run_and_none_outside():
     learn.validate()
     learn.fit(1)
     assert seen == ["validate", "fit"] and learn.task is None
+
+
+def test_a_callback_of_two_learners_follows_the_one_that_runs():
+    seen = []
+    cb = Callback(after_fit=lambda cb: seen.append(cb.learn))
+    first, second = learner(cb), learner(cb)
+    first.fit(1)
+    second.fit(1)
+    assert [id(learn) for learn in seen] == [id(first), id(second)]
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
@@ -691,6 +704,20 @@ def test_an_undone_run_ends_with_the_very_callbacks_with_which_it_began():
     run_undone(learn, "fit", None, swap)
     assert [id(cb) for cb in learn.cbs] == [id(leaves), id(stays)]
     assert leaves.learn is learn and joins.learn is None
+
+
+def test_an_undone_run_leaves_counters_as_they_were_and_none_that_it_made():
+    learn = learner()
+    learn.create_opt()
+    learn.train_iter = 7
+    seen = []
+
+    def body():
+        learn.train_iter, learn.dl = 8, learn.dls.train
+        seen.append(learn.task)
+
+    run_undone(learn, "lr_find", None, body)
+    assert seen == ["lr_find"] and learn.train_iter == 7 and not hasattr(learn, "dl")
 
 
 def test_an_undone_run_puts_parts_back_before_their_values():
