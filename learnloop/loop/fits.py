@@ -151,7 +151,6 @@ def run_dry(learn: Any, call: FitCall, n_batch: int, reassemble: Callable[[], An
 
 def _dry(learn: Any, call: FitCall, n_batch: int) -> None:
     learn._prepare_opt(call, False)
-    learn._resuming = learn._point = None
     _begin(learn, call)
     learn._at_most, learn.epoch = n_batch, min(call.start_epoch, max(0, learn.n_epoch - 1))
     if learn.n_step is not None:

@@ -48,7 +48,6 @@ class StopButton:
 
     @uncut
     def __enter__(self) -> "StopButton":
-        self.learn._stop_requested = self.learn._stop_late = False
         self.learn.interrupted = self.at_once and self.learn.interrupted
         in_main = threading.current_thread() is threading.main_thread()
         if in_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -60,7 +59,6 @@ class StopButton:
         learn = self.learn
         if self.former is not None:
             signal.signal(signal.SIGINT, self.former)
-            self.former = None
         self.was_pressed = learn._stop_requested
         late = cut_short(learn) if learn._stop_late else None  # pressed when no cleanup was left that could raise it
         learn._stop_requested = learn._stop_late = False  # the next run begins without

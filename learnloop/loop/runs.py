@@ -32,7 +32,7 @@ def run_outermost(learn: Any, task: str, cbs: Any, body: Callable[[], Any]) -> N
         end_run(learn, joined)
 
 
-def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any], spans: bool = True) -> None:
+def run_beside(learn: Any, task: str, cbs: Any, body: Callable[[], Any], spans: bool) -> None:
     """A run that training does not need: everything it moves is put back, also after an error.
 
     From outside it gets a fit and an epoch span around it, if `spans`; inside a run it fires neither, and the callbacks

@@ -229,6 +229,15 @@ def test_what_was_set_on_it_can_be_deleted_and_the_class_speaks_again(is_on_a_le
     assert not hasattr(cb, "mine") and cb.order == 0
 
 
+def test_a_switch_that_is_deleted_counts_no_more_at_once():
+    heard = Heard(["after_batch"])
+    learn = learner(heard)
+    heard.run = False
+    del heard.run
+    learn("after_batch")
+    assert heard.events == ["after_batch"]
+
+
 # Names of handlers
 
 
@@ -289,6 +298,7 @@ def test_what_is_no_method_or_has_no_such_prefix_is_not_checked():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         subclass(after_bacth=3, afterbatch=nothing, _before_fit=nothing, step=nothing)
+        Plain().after_bacth = 3
 
 
 def test_a_misspelt_handler_set_on_an_instance_is_refused():
@@ -304,6 +314,18 @@ def test_former_names_are_refused_with_todays_name(former, today):
         subclass(**{former: nothing})
     with pytest.raises(TypeError, match=f"today it is `{today}`"):
         Callback(**{former: nothing})
+
+
+def test_what_stands_beside_the_bases_of_a_class_reaches_them():
+    class Titled:
+        def __init_subclass__(cls, title, **kwargs):
+            super().__init_subclass__(**kwargs)
+            cls.title = title
+
+    class Timer(Callback, Titled, title="a timer"):
+        pass
+
+    assert Timer.title == "a timer"
 
 
 # Built from functions
@@ -385,6 +407,10 @@ def test_called_by_hand_its_error_is_the_handlers_own():
 
 
 # Tasks
+
+
+def test_by_default_it_is_taken_for_one_that_changes_the_training_and_nothing_outside():
+    assert (Callback.reads_only, Callback.acts_outside) == (False, False)
 
 
 def test_by_default_it_takes_part_in_every_task():

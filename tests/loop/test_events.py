@@ -73,6 +73,7 @@ def test_a_misspelt_event_fails_with_the_nearest_one():
         ("after_bacth", "after_batch"),  # two neighbours swapped
         ("fater_fit", "after_fit"),
         ("after_batc", "after_batch"),  # one left out
+        ("ater_fit", "after_fit"),
         ("before_batchh", "before_batch"),  # one too many
         ("xbefore_fit", "before_fit"),
         ("before_vatch", "before_batch"),  # one replaced

@@ -4,6 +4,7 @@ import io
 import random
 import signal
 from functools import partial
+from itertools import islice
 
 import numpy as np
 import pytest
@@ -22,7 +23,8 @@ from learnloop import (
     accuracy,
 )
 from learnloop.data.keyed import random_states
-from learnloop.loop.fits import FitCall, run_dry
+from learnloop.loop.fits import FitCall, run_dry, run_fit, run_trial
+from tests.toys import Heard, raise_at, weights
 
 X, Y = torch.randn(20, 4, generator=torch.Generator().manual_seed(1)), torch.arange(20) % 2
 
@@ -278,6 +280,26 @@ def test_ctrl_c_while_a_foreign_loader_reads_is_gone_on_from_exactly(loader, at_
     assert resumed_where_it_stopped(DataLoaders(PressingStream(loader(), at_read))) == whole
 
 
+def test_ctrl_c_in_a_validation_stops_after_that_batch_whatever_its_number_is():
+    class First(Foreign):
+        def __init__(self, n):
+            self.n = n
+
+        def __iter__(self):
+            return islice(super().__iter__(), self.n)
+
+    def press(cb):
+        if not cb.training:
+            seen.append(cb.iter)
+            if cb.iter == 1:  # as many batches as were trained
+                signal.raise_signal(signal.SIGINT)
+
+    learn, seen = Case(lambda: DataLoaders(First(1), First(2))).learner(), []
+    with pytest.raises(KeyboardInterrupt, match="in the validation of epoch 0"):
+        learn.fit(1, cbs=Callback(after_pred=press))
+    assert seen == [0, 1]
+
+
 @pytest.mark.parametrize("persistent", [False, True])
 def test_data_workers_change_nothing_and_are_gone_on_with_exactly(persistent):
     case = Case(partial(torch_loaders, num_workers=2, persistent_workers=persistent))
@@ -292,10 +314,11 @@ def test_a_foreign_loader_with_workers_of_its_own_is_gone_on_with_exactly(stop):
     assert outcome(case.run(stop)) == outcome(case.run())
 
 
-def test_a_fit_of_no_epochs_stays_at_epoch_0():
+@pytest.mark.parametrize(("n_epoch", "start_epoch"), [(0, 0), (0, 1), (1, 1), (1, 3)])
+def test_a_fit_without_an_epoch_to_train_stays_at_epoch_0(n_epoch, start_epoch):
     learn = Case().learner()
-    learn.fit(0)
-    assert (learn.epoch, learn.n_epoch) == (0, 0)
+    learn.fit(n_epoch, start_epoch=start_epoch)
+    assert (learn.epoch, learn.n_epoch, learn.train_iter) == (0, n_epoch, 0)
 
 
 def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
@@ -305,12 +328,71 @@ def test_a_fit_of_epochs_counts_no_updates_from_one_validation_to_the_next():
     assert (learn.n_step, learn.valid_every) == (None, 0)
 
 
+def test_a_fit_of_updates_reads_what_a_fit_of_epochs_reads():
+    def batches(**call):
+        learn, seen = Case().learner(), []
+        learn.fit(**call, cbs=Callback(after_batch=lambda cb: seen.append(cb.x.tolist()) if cb.training else None))
+        return seen
+
+    assert batches(n_step=8) == batches(n_epoch=2)
+
+
 def test_a_second_fit_begins_at_the_beginning():
     learn = Case().learner()
     learn.fit(1)
     seen = []
-    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append((cb.pct_train, cb.training, cb.iter, cb.train_iter))))
-    assert seen == [(0.0, False, None, 0)]
+    names = ("pct_train", "training", "iter", "train_iter", "opt_iter", "loss")
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append([getattr(cb, name) for name in names])))
+    assert seen == [[0.0, False, None, 0, 0, 0.0]]
+
+
+def test_a_learner_knows_whether_its_last_fit_has_come_to_its_end():
+    learn, seen = Case().learner(30), []
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(2)
+    assert not learn._is_done
+    learn.resume()
+    assert learn._is_done
+    learn.fit(1, cbs=Callback(before_fit=lambda cb: seen.append(cb.learn._is_done)))
+    assert seen == [False] and learn._is_done
+    with pytest.raises(ValueError, match="mine"):
+        learn.fit(1, cbs=raise_at("before_epoch", ValueError("mine")))
+    assert not learn._is_done
+
+
+def test_a_trial_trains_with_its_rate_and_is_undone_after_what_comes_then():
+    learn, sizes, seen = Case().learner(), [], []
+    before = weights(learn)
+    heard = Heard(["before_epoch", "before_train", "before_validate"])
+    batches = Callback(after_batch=lambda cb: sizes.append(len(cb.x)))
+    call = FitCall(None, lr=0.5, n_step=6, cbs=[heard, batches]).checked(learn)
+    then = lambda: seen.append((learn.epoch, learn.opt_iter, weights(learn).equal(before)))  # noqa: E731
+    kept = run_trial(learn, "lr_find", call, then=then)
+    assert heard.events == ["before_epoch", "before_train"] and seen == [(0, 6, False)]
+    assert sizes == [6, 6, 6, 2, 6, 6] and kept.rates == [0.5] * 6 and len(kept) == 6
+    assert weights(learn).equal(before) and learn.opt_iter == 0
+
+
+def test_a_trial_may_train_on_another_loader():
+    learn, sizes = Case().learner(), []
+    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: sizes.append(len(cb.x))))
+    run_trial(learn, "lr_find", call.checked(learn), TensorLoader(X, Y, bs=15))
+    assert sizes == [15, 5, 15]
+
+
+def test_a_trial_steps_with_the_optimizer_that_is_there():
+    learn, seen = Case().learner(), []
+    learn.create_opt()
+    opt, call = learn.opt, FitCall(None, n_step=1, cbs=Callback(before_step=lambda cb: seen.append(cb.opt)))
+    run_trial(learn, "lr_find", call)
+    assert len(seen) == 1 and seen[0] is learn.opt is opt
+
+
+def test_a_trial_of_a_learner_without_an_optimizer_leaves_a_fresh_one():
+    learn, fresh = Case().learner(), Case().learner()
+    fresh.create_opt()
+    run_trial(learn, "lr_find", FitCall(None, lr=0.5, n_step=2).checked(learn))
+    assert repr(learn.opt.state_dict()) == repr(fresh.opt.state_dict())
 
 
 def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
@@ -324,6 +406,16 @@ def test_what_waits_for_a_boundary_in_a_validation_waits_for_its_end():
     assert heard == ["after_validate", "after_epoch", "acted"] * 2
 
 
+def test_what_is_asked_for_before_a_training_phase_waits_for_its_first_batch():
+    heard = []
+    asks = Callback(
+        before_train=lambda cb: cb.learn.at_boundary(lambda: heard.append("acted")),
+        after_batch=lambda cb: heard.append("after_batch") if cb.training and cb.iter < 2 else None,
+    )
+    Case(cbs=lambda: [asks], fit=lambda learn: learn.fit(1)).run()
+    assert heard == ["after_batch", "acted", "after_batch"]
+
+
 def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
     learn = Case().learner()
     learn.create_opt()
@@ -333,20 +425,65 @@ def test_outside_of_a_training_phase_a_state_stands_before_batch_0():
     assert learn.state_dict()["position"] == {**before, "epoch": 1}
 
 
+def test_in_a_training_phase_a_state_tells_the_place_of_a_loader_that_knows_it():
+    class Knows(Foreign):
+        def __iter__(self):
+            for self.n, batch in enumerate(super().__iter__(), 1):
+                yield batch
+
+        def state_dict(self):
+            return {"n": self.n}
+
+        def load_state_dict(self, state):
+            raise AssertionError("nothing is resumed here")
+
+    learn, seen = Case(lambda: DataLoaders(Knows(), Knows())).learner(), []
+    cb = Callback(after_batch=lambda cb: seen.append(cb.learn.state_dict()["position"]["loader"]))
+    learn.fit(1, cbs=cb)
+    assert seen == [{"n": 1}, {"n": 2}, {"n": 3}, {"n": 4}, None, None, None, None]
+
+
 def test_a_dry_run_of_updates_goes_over_its_loader_as_often_as_it_must():
-    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10))).learner(), []
-    call = FitCall(None, n_step=3, cbs=Callback(after_batch=lambda cb: seen.append(cb.pct_train)))
-    run_dry(learn, call.checked(learn), n_batch=5, reassemble=lambda: None)
-    assert seen == [1 / 3, 2 / 3, 1.0] and learn.opt_iter == 0
+    learn, seen = Case(lambda: DataLoaders(TensorLoader(X, Y, bs=10), TensorLoader(X, Y, bs=20))).learner(), []
+    cb = Callback(after_batch=lambda cb: seen.append((cb.training, len(cb.x), cb.pct_train)))
+    run_dry(learn, FitCall(None, n_step=3, cbs=cb).checked(learn), n_batch=5, reassemble=lambda: None)
+    assert seen == [(True, 10, 1 / 3), (True, 10, 2 / 3), (True, 10, 1.0), (False, 20, 1.0)]
+    assert learn.opt_iter == 0
 
 
-@pytest.mark.parametrize(("n_epoch", "start_epoch", "epochs"), [(5, 1, [1, 4]), (1, 0, [0]), (2, 2, []), (2, 4, [])])
-def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, epochs):
+@pytest.mark.parametrize(
+    ("n_epoch", "start_epoch", "first", "epochs"),
+    [(5, 1, 1, [1, 4]), (1, 0, 0, [0]), (2, 2, 1, []), (2, 4, 1, []), (1, 1, 0, []), (0, 0, 0, [])],
+)
+def test_a_dry_run_sees_the_first_and_the_last_of_the_epochs_that_there_are(n_epoch, start_epoch, first, epochs):
     learn, begun, seen = Case().learner(), [], []
     cb = Callback(before_fit=lambda cb: begun.append(cb.epoch), before_epoch=lambda cb: seen.append(cb.epoch))
     call = FitCall(n_epoch, start_epoch=start_epoch, cbs=cb)
     run_dry(learn, call.checked(learn), n_batch=1, reassemble=lambda: None)
-    assert seen == epochs and begun == [min(start_epoch, n_epoch - 1)]
+    assert seen == epochs and begun == [first]
+
+
+def test_a_dry_run_sees_the_rates_of_its_call():
+    learn, seen = Case().learner(), []
+    learn.create_opt()
+    cb = Callback(before_batch=lambda cb: seen.append(cb.opt.hypers[-1]["lr"]))
+    run_dry(learn, FitCall(1, lr=0.5, cbs=cb).checked(learn), n_batch=2, reassemble=lambda: None)
+    assert seen == [0.5] * 4
+    assert learn.opt.hypers[-1]["lr"] != 0.5
+
+
+def test_a_dry_run_refuses_a_state_that_no_fit_could_keep():
+    class Unkept(Callback):
+        _stateattrs = ("kept",)
+
+        def before_fit(self):
+            self.kept = {1, 2}
+
+    learn, heard = Case().learner(), Heard(["before_epoch"])
+    learn.create_opt()
+    with pytest.raises(TypeError, match=r"`Unkept\.kept` is a set"):
+        run_dry(learn, FitCall(1, cbs=[heard, Unkept()]).checked(learn), n_batch=1, reassemble=lambda: None)
+    assert heard.events == []
 
 
 def test_ctrl_c_while_a_keyed_loader_reads_stops_before_that_batch_whatever_loader_validates():
@@ -455,6 +592,14 @@ def test_another_learner_goes_on_from_the_state_of_a_stop(name):
         other.load_state_dict(state)
         other.resume()
         assert outcome(other) == whole, f"stopped at event {stop}"
+
+
+def test_a_call_that_repeats_one_of_another_process_must_be_the_same():
+    state, other = stopped_at(Case(), 50).state_dict(), Case().learner()
+    with pytest.raises(ValueError, match="another fit: `n_epoch=2` then and `n_epoch=3` now"):
+        run_fit(other, FitCall(3, repeats=True).checked(other), state)
+    run_fit(other, FitCall(2, repeats=True).checked(other), state)
+    assert other.train_iter == 2 * 4
 
 
 def test_a_state_that_was_loaded_is_given_on_as_it_is():

@@ -23,11 +23,11 @@ class Reads(Callback):
 
 
 class Writes(Callback):
-    def __init__(self, rate=1):
-        self.rate = rate
+    def __init__(self, rate=1, **others):
+        self.settings = {"rate": rate, **others}
 
     def identity(self):
-        return {"rate": self.rate}
+        return self.settings
 
 
 def state_of(cbs=None, call=(1,), **kwargs):
@@ -88,6 +88,11 @@ def test_what_a_callback_says_of_itself_must_be_the_same():
     assert "the rate of Writes is another" in differences(state_of(Writes(1)), Writes(2))
     assert "the rate of Writes is another" in differences(state_of(Writes(torch.ones(2))), Writes(torch.zeros(2)))
     fits(state_of(Writes(torch.ones(2))), Writes(torch.ones(2)))
+
+
+def test_what_only_one_of_the_two_says_of_itself_is_a_difference_too():
+    assert "the decay of Writes is another" in differences(state_of(Writes(1)), Writes(1, decay=0.9))
+    assert "the decay of Writes is another" in differences(state_of(Writes(1, decay=0.9)), Writes(1))
 
 
 def test_several_of_one_class_are_compared_in_their_order():

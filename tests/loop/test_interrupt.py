@@ -8,12 +8,13 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
 
 from learnloop import Callback, CancelFitException, DataLoaders
-from learnloop.loop.interrupt import Sigterm, uncut_on_top
+from learnloop.loop.interrupt import Sigterm, StopButton, in_notebook, uncut_on_top
 from tests.toys import Heard, Once, learner, loaders, raise_at, raising, tensor_loader
 
 ROOT = Path(__file__).parents[2]
@@ -151,6 +152,16 @@ def test_a_fit_by_steps_stops_after_the_batch_too():
         1,
         "stopped before batch 1 of epoch 0. `learn.resume()` goes on from there.",
     )
+
+
+def test_the_button_knows_afterwards_whether_it_was_pressed():
+    pressed, left_alone = StopButton(learner()), StopButton(learner())
+    assert not pressed.was_pressed
+    with pressed:
+        press()
+    with left_alone:
+        pass
+    assert pressed.was_pressed and not left_alone.was_pressed
 
 
 # What leaves
@@ -320,6 +331,7 @@ def test_the_second_ctrl_c_in_a_cleanup_waits_until_all_cleanups_of_the_span_hav
     assert done == ["after the second press", "the other cleanup"]
     assert log.events[-4:] == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
     assert "second Ctrl-C" in str(interrupt)
+    assert not hasattr(interrupt, "__notes__")  # the spans around it raise no other one
 
 
 def test_the_second_ctrl_c_in_the_last_cleanup_waits_for_it_and_takes_the_state_back():
@@ -355,6 +367,19 @@ def test_the_second_ctrl_c_waits_for_a_marked_functions_own_instructions_and_for
     assert bool(heard) == goes_on
 
 
+def test_a_button_that_acts_at_once_raises_the_first_ctrl_c_where_it_may_and_else_at_its_end():
+    learn, done = learner(), []
+    with StopButton(learn, at_once=True):
+        done.append("nothing pressed")
+    with pytest.raises(KeyboardInterrupt), StopButton(learn, at_once=True):
+        press()
+        done.append("never")
+    with pytest.raises(KeyboardInterrupt), StopButton(learn, at_once=True):
+        press_unasked()
+        done.append("waited")
+    assert done == ["nothing pressed", "waited"] and not learn.interrupted
+
+
 def test_a_cleanup_that_runs_because_of_the_second_ctrl_c_is_not_cut_by_a_third():
     done = []
 
@@ -381,6 +406,27 @@ def test_the_learner_can_be_used_after_it(times):
     learn.validate()
     learn.fit(1)
     assert (learn.task, learn.xb, learn.train_iter) == (None, (None,), 2)
+
+
+@pytest.mark.parametrize(("moment", "closes_at"), [("taken", "cleanup_fit"), ("given back", "after_fit")])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_waits_while_a_signal_is_taken_over_or_given_back(number, moment, closes_at, monkeypatch):
+    set_handler, former = signal.signal, {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def pressing(which, handler):
+        if which == number and moment == "given back" and handler == former[number]:
+            press_twice()
+        before = set_handler(which, handler)
+        if which == number and moment == "taken" and handler != former[number]:
+            press_twice()
+        return before
+
+    learn = learner()
+    sigterm = Sigterm(learn)
+    learn.add_cb(Callback(before_fit=lambda cb: sigterm.open(), **{closes_at: lambda cb: sigterm.close()}))
+    monkeypatch.setattr(signal, "signal", pressing)
+    stopped(learn, 1)
+    assert {n: signal.getsignal(n) for n in former} == former
 
 
 # Who is left alone
@@ -458,6 +504,34 @@ def test_nothing_is_touched_by_a_fit_that_is_refused():
     learn.resume()  # the point was not lost
 
 
+# What shows the output
+
+
+class ZMQInteractiveShell:
+    """Named like the shell of an IPython kernel."""
+
+
+class TerminalInteractiveShell:
+    """Named like that of a terminal."""
+
+
+@pytest.mark.parametrize(
+    ("shell", "expected"), [(ZMQInteractiveShell(), True), (TerminalInteractiveShell(), False), (None, False)]
+)
+def test_a_kernel_is_known_by_its_shell(shell, expected, monkeypatch):
+    ipython = ModuleType("IPython")
+    ipython.get_ipython = lambda: shell
+    monkeypatch.setitem(sys.modules, "IPython", ipython)
+    assert in_notebook() is expected
+
+
+def test_without_ipython_or_while_it_is_imported_there_is_no_kernel(monkeypatch):
+    monkeypatch.setitem(sys.modules, "IPython", ModuleType("IPython"))
+    assert not in_notebook()
+    monkeypatch.delitem(sys.modules, "IPython")
+    assert not in_notebook()
+
+
 # From outside of the process
 
 
@@ -480,8 +554,17 @@ def test_sigterm_stops_a_fit_at_the_end_of_its_batch_and_the_former_handler_come
     stopped(learn, 2)
     assert sigterm.was_sent and log.events == ["after_batch", "after_cancel_fit"]
     sigterm.close()
-    sigterm.close()
     assert signal.getsignal(signal.SIGTERM) == former
+
+
+def test_what_is_set_for_sigterm_after_it_was_given_back_stays(sigterm_of):
+    former, own = signal.getsignal(signal.SIGTERM), lambda signum, frame: None
+    sigterm = sigterm_of(learner())
+    sigterm.close()
+    signal.signal(signal.SIGTERM, own)
+    sigterm.close()
+    now = signal.signal(signal.SIGTERM, former)
+    assert now is own
 
 
 def test_a_forked_process_dies_of_sigterm_and_the_fit_goes_on(sigterm_of):

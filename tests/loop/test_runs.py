@@ -1,6 +1,7 @@
 """Runs from outside, runs inside runs, the end of a run, and what randomness they may use."""
 
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from learnloop import (
     TrainEvalCallback,
 )
 from learnloop.loop.events import EVENTS
+from learnloop.loop.runs import run_undone
 from tests.toys import Heard, Once, learner, loaders, raise_at, raising, tensor_loader, weights
 
 FIT_EVENTS = [e for e in EVENTS if not e.startswith("after_cancel_") and e != "after_create"]
@@ -89,6 +91,10 @@ def test_a_cancel_of_the_training_is_not_in_scope_in_a_validate():
     learn, heard = with_log(raise_at("after_pred", CancelTrainException))
     with pytest.raises(CancelTrainException, match="where no train span is running"):
         learn.validate()
+    with pytest.raises(CancelTrainException, match="mine") as caught:
+        learn.validate(cbs=raise_at("after_pred", CancelTrainException("mine")))
+    assert caught.value.args == ("mine",)
+    assert "where no train span is running" in caught.value.__notes__[0]
     assert heard.events[-4:] == ["cleanup_batch", "cleanup_validate", "cleanup_epoch", "cleanup_fit"]
 
 
@@ -119,6 +125,15 @@ def test_the_task_is_named_during_a_run_and_none_outside():
     learn.validate()
     learn.fit(1)
     assert seen == ["validate", "fit"] and learn.task is None
+
+
+def test_a_callback_of_two_learners_follows_the_one_that_runs():
+    seen = []
+    cb = Callback(after_fit=lambda cb: seen.append(cb.learn))
+    first, second = learner(cb), learner(cb)
+    first.fit(1)
+    second.fit(1)
+    assert [id(learn) for learn in seen] == [id(first), id(second)]
 
 
 @pytest.mark.parametrize("error", [None, ValueError])
@@ -362,6 +377,17 @@ def test_a_run_nested_in_a_nested_run_is_heard_by_neither_of_its_starters():
     assert heard_by == {"outer": 1 + 5 + 1, "inner": 1 + 1 + 1}
 
 
+def test_a_run_knows_how_deep_it_is_nested():
+    depths = []
+
+    def notes(event_name, then=None):
+        return Once(event_name, lambda cb: (depths.append(cb.learn._depth), then and cb.learn.validate(cbs=then)))
+
+    innermost = notes("after_batch")
+    learner([notes("after_train", notes("before_validate", innermost)), notes("after_fit")]).fit(1)
+    assert depths == [0, 1, 2, 0]
+
+
 def test_after_a_nested_run_its_starter_hears_again_also_after_an_error():
     def nest(cb):
         with pytest.raises(ValueError):
@@ -421,6 +447,17 @@ def test_one_removed_inside_a_nested_run_that_it_started_gets_the_cleanups_of_th
     heard = []
     learner([nesting]).fit(1)
     assert heard == ["cleanup_batch", "cleanup_train", "cleanup_epoch", "cleanup_fit"]
+
+
+def test_after_a_fit_with_a_nested_run_one_that_is_removed_in_a_validation_gets_its_cleanups():
+    class InValidationsOnly(Heard):
+        tasks = ("validate",)
+
+    heard = InValidationsOnly()
+    learn = learner([heard, nested_at("after_loss")])
+    learn.fit(1)
+    learn.validate(cbs=Once("before_batch", lambda cb: cb.learn.remove_cb(heard)))
+    assert heard.events[-4:] == ["cleanup_batch", "cleanup_validate", "cleanup_epoch", "cleanup_fit"]
 
 
 def test_callbacks_of_a_nested_run_leave_with_it():
@@ -614,8 +651,22 @@ def test_gradients_are_as_enabled_after_a_run_as_before_it():
 
     with torch.enable_grad():
         with pytest.raises(OSError):
-            learner(Callback(before_validate=fails)).fit(1)
+            learner(Callback(after_loss=fails)).fit(1)
         assert torch.is_grad_enabled()
+
+
+def test_a_second_ctrl_c_does_not_cut_the_end_of_a_run():
+    class Guest(Callback):
+        @property
+        def name(self):
+            if self.learn is None:  # it is asked before it joins and after it has left
+                signal.raise_signal(signal.SIGINT)
+            return "guest"
+
+    learn = learner()
+    with pytest.raises(KeyboardInterrupt):
+        learn.fit(1, cbs=Guest())
+    assert learn.task is None and not hasattr(learn, "guest")
 
 
 @pytest.mark.parametrize("extra", [None, Callback()], ids=["alone", "with one that came for the run"])
@@ -627,3 +678,65 @@ def test_one_that_took_no_part_in_a_run_hears_what_is_sent_by_hand_after_it(sett
     learn.fit(1, cbs=extra)
     learn("before_batch")
     assert heard.events == ["before_batch"]
+
+
+# Runs that are undone
+
+
+class Alike(Callback):
+    """One that equals every other of its class."""
+
+    def __eq__(self, other):
+        return type(other) is Alike
+
+    __hash__ = Callback.__hash__
+
+
+def test_an_undone_run_ends_with_the_very_callbacks_with_which_it_began():
+    leaves, stays, joins = Alike(), Alike(), Alike()
+    learn = learner([leaves, stays])
+    learn.create_opt()
+
+    def swap():
+        learn.remove_cb(leaves)
+        learn.add_cb(joins)
+
+    run_undone(learn, "fit", None, swap)
+    assert [id(cb) for cb in learn.cbs] == [id(leaves), id(stays)]
+    assert leaves.learn is learn and joins.learn is None
+
+
+def test_an_undone_run_leaves_counters_as_they_were_and_none_that_it_made():
+    learn = learner()
+    learn.create_opt()
+    learn.train_iter = 7
+    seen = []
+
+    def body():
+        learn.train_iter, learn.dl = 8, learn.dls.train
+        seen.append(learn.task)
+
+    run_undone(learn, "lr_find", None, body)
+    assert seen == ["lr_find"] and learn.train_iter == 7 and not hasattr(learn, "dl")
+
+
+def test_an_undone_run_puts_parts_back_before_their_values():
+    learn = learner()
+    learn.create_opt()
+    weight, value = learn.model.weight, learn.model.weight.tolist()
+
+    def body():
+        weight.data.add_(1)
+        learn.model.weight = nn.Parameter(torch.zeros(1, 1))
+
+    run_undone(learn, "fit", None, body, lambda: setattr(learn.model, "weight", weight))
+    assert learn.model.weight is weight and weight.tolist() == value
+
+
+def test_ctrl_c_while_a_run_is_undone_is_raised_when_it_is():
+    learn = learner()
+    learn.create_opt()
+    weight, value = learn.model.weight, learn.model.weight.tolist()
+    with pytest.raises(KeyboardInterrupt):
+        run_undone(learn, "fit", None, lambda: weight.data.add_(1), lambda: signal.raise_signal(signal.SIGINT))
+    assert weight.tolist() == value
