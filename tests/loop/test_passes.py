@@ -1,5 +1,6 @@
 """Which batches a phase sees: loaders of every kind, and passes in `fit(n_step=…)`."""
 
+import multiprocessing
 import os
 import signal
 import time
@@ -761,3 +762,16 @@ def test_a_loader_that_is_told_its_epoch_goes_on_in_another_learner(event_name):
     other.load_state_dict(stopped.state_dict())
     other.resume()
     assert other.recorder.raw_losses == whole.recorder.raw_losses
+
+
+def test_an_empty_validation_set_is_an_error_in_a_fit_that_counts_updates_too():
+    learn = learner(dls=over(list(tensor_loader(2)), Stream(0)))
+    with pytest.raises(ValueError, match="the validation loader yielded no batch in epoch 0"):
+        learn.fit(n_step=2)
+
+
+def test_an_error_ends_the_workers_though_somebody_holds_it():
+    dls = DataLoaders(DataLoader(POINTS, 2, num_workers=1), keyed=False, device="cpu")
+    with pytest.raises(ZeroDivisionError) as held:
+        learner(Callback(after_batch=lambda cb: 1 / 0), dls=dls).fit(1)
+    assert (held.value.__traceback__ is not None, multiprocessing.active_children()) == (True, [])
