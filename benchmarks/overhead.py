@@ -315,7 +315,7 @@ def all_host_reads(peer: others.Peer | None = None) -> dict[str, float]:
 def measured(name: str | None, rounds: int) -> tuple[list[Row], dict[str, float]]:
     """The rows of one library, and its host reads; None: of learnloop."""
     torch.set_num_threads(1)
-    peer = None if name is None else next(peer for peer in others.PEERS if peer.name == name)
+    peer = None if name is None else next(peer for peer in others.PEERS if peer.name == name and peer.is_installed)
     with others.silent():
         return measure(comparisons(peer), rounds), all_host_reads(peer)
 
